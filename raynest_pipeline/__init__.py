@@ -1,0 +1,1 @@
+"""raynest: from an Alibaba Cloud account (or a laptop) to batches of generated images."""

@@ -1,0 +1,73 @@
+"""Small files that must survive a crash: written whole or not at all, readable by their owner only."""
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raynest_pipeline.errors import StorageError
+
+PRIVATE_DIR = 0o700
+PRIVATE_FILE = 0o600
+
+
+def private_dir(path: Path) -> Path:
+    """Make a folder (and its parents) that only its owner can enter.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    with _storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(PRIVATE_DIR)
+    return path
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a private file so that a reader, or a crash, sees the old text or the new one, never a part.
+
+    Raises:
+        StorageError: Disk full, no permission.
+    """
+    with _storage_errors(path):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, PRIVATE_FILE)
+            os.replace(temporary, path)
+        except BaseException:
+            # Also on an interrupt: a temporary file that nobody knows of would stay for ever.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} if there is no such file or it holds no object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise StorageError(
+            f"Cannot write {path}.",
+            why="the disk is full" if full else (error.strerror or str(error)),
+            fix="Free some space and run the same command again."
+            if full
+            else "Check the folder's owner and permissions, or set `home` to another folder.",
+        ) from error
