@@ -1,0 +1,1 @@
+"""Batches of images: prompts in, verified PNGs and a manifest out."""

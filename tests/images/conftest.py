@@ -1,0 +1,189 @@
+"""A loopback endpoint in the test's own process that serves, and misbehaves in every way on demand."""
+
+import asyncio
+import hashlib
+import io
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from PIL import Image, PngImagePlugin
+
+from raynest_pipeline.images.prompts import Prompt
+from raynest_pipeline.kube.http import HttpTarget
+
+Answer = Callable[["FakeEndpoint", web.Request], Awaitable[web.StreamResponse]]
+
+PARAMETERS = ("prompt", "img_size", "seed", "steps", "guidance", "negative_prompt")
+
+
+def png(prompt: str, seed: int = 0, size: int = 32, *, blank: bool = False, text: Any = ()) -> bytes:
+    """A PNG that depends on its arguments alone."""
+    rng = random.Random(hashlib.sha256(f"{prompt}\0{seed}".encode()).digest())
+    pixels = b"\x10" * (size * size * 3) if blank else rng.randbytes(size * size * 3)
+    info = PngImagePlugin.PngInfo()
+    for key, value in dict(text).items():
+        info.add_itxt(key, value)
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (size, size), pixels).save(buffer, "PNG", compress_level=1, pnginfo=info)
+    return buffer.getvalue()
+
+
+class FakeEndpoint:
+    """An image endpoint on a random loopback port. Set its fields to change how it behaves."""
+
+    def __init__(self) -> None:
+        self.model: str | None = "tiny-untrained (random weights)"
+        self.revision = "r1"
+        self.openapi = True
+        self.delay = 0.0
+        self.answer: Answer = FakeEndpoint.good
+        """Answers /imagine."""
+        self.by_prompt: dict[str, Answer] = {}
+        self.down_status: int | None = None
+        """Every path answers with this status, as a proxy does before an application that is gone."""
+        self.requests: Counter[str] = Counter()
+        """Requests for an image, by prompt."""
+        self.queries: list[dict[str, str]] = []
+        self.raw_queries: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.served = 0
+        self.in_flight = self.most_in_flight = 0
+        self.connections = 0
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._runner: web.AppRunner | None = None
+        self.release = asyncio.Event()
+        """Ends the answers that hang."""
+
+    @property
+    def target(self) -> HttpTarget:
+        return HttpTarget.plain(f"http://127.0.0.1:{self.port}")
+
+    async def good(self, request: web.Request) -> web.StreamResponse:
+        query = request.query
+        await asyncio.sleep(self.delay)
+        size, seed = int(query.get("img_size", 32)), int(query.get("seed", 0))
+        headers = {"X-Raynest-Seed": str(seed), "X-Raynest-Revision": self.revision} if self.model else {}
+        if self.model:
+            headers["X-Raynest-Model"] = self.model
+        self.served += 1
+        return web.Response(body=png(query["prompt"], seed, size), content_type="image/png", headers=headers)
+
+    async def _imagine(self, request: web.Request) -> web.StreamResponse:
+        prompt = request.query.get("prompt", "")
+        self.requests[prompt] += 1
+        self.queries.append(dict(request.query))
+        self.raw_queries.append(request.rel_url.raw_query_string)
+        self.headers.append(dict(request.headers))
+        if self.down_status is not None:
+            return web.Response(status=self.down_status, text="no application")
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            return await self.by_prompt.get(prompt, self.answer)(self, request)
+        finally:
+            self.in_flight -= 1
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        if self.down_status is not None:
+            return web.Response(status=self.down_status, text="no application")
+        if not self.openapi:
+            return web.Response(status=404, text="Not Found")
+        parameters = [{"name": name, "in": "query", "schema": {}} for name in PARAMETERS]
+        paths: dict[str, Any] = {"/imagine": {"get": {"parameters": parameters}}}
+        if self.model:
+            paths["/health"] = {"get": {}}
+        return web.json_response({"openapi": "3.1.0", "paths": paths})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        if self.down_status is not None:
+            return web.Response(status=self.down_status, text="no application")
+        facts = {"status": "ok", "model": self.model, "revision": self.revision, "native_size": 32}
+        return web.json_response(facts | {"default_steps": 10, "default_guidance": 7.5})
+
+    def start(self, port: int = 0) -> None:
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._do(self._start(port))
+
+    async def _start(self, port: int) -> None:
+        app = web.Application(client_max_size=1 << 20)
+        app.router.add_get("/imagine", self._imagine)
+        app.router.add_get("/openapi.json", self._openapi)
+        app.router.add_get("/health", self._health)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, max_line_size=200_000)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", port, reuse_address=True)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    def stop_listening(self) -> None:
+        """The endpoint vanishes: connections are refused from now on."""
+        self._do(self._stop())
+
+    async def _stop(self) -> None:
+        self.release.set()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def close(self) -> None:
+        self.stop_listening()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _do(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[FakeEndpoint]:
+    fake = FakeEndpoint()
+    fake.start()
+    yield fake
+    fake.close()
+
+
+def prompts(count: int, start: int = 0) -> list[Prompt]:
+    """Prompts p0, p1, ..."""
+    return [Prompt(id=f"p{i}", prompt=f"prompt {i}", seed=i) for i in range(start, start + count)]
+
+
+@contextmanager
+def free_port() -> Iterator[int]:
+    """A loopback port on which nobody listens."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for a condition of another thread or process."""
+    waiter, end = threading.Event(), time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        waiter.wait(0.005)
+
+
+class _Kit:
+    """What test modules need of this file (a conftest cannot be imported by name)."""
+
+    png = staticmethod(png)
+    prompts = staticmethod(prompts)
+    free_port = staticmethod(free_port)
+    eventually = staticmethod(eventually)
+
+
+@pytest.fixture
+def kit() -> type[_Kit]:
+    return _Kit
