@@ -1,0 +1,215 @@
+"""The chain as a whole: its links in order, and what is done with all of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raynest_pipeline.alibaba.cloud import Cloud
+from raynest_pipeline.chain.cluster import ClusterLink
+from raynest_pipeline.chain.endpoint import EndpointFinder, Route
+from raynest_pipeline.chain.intent import is_wanted, want
+from raynest_pipeline.chain.journal import Journal
+from raynest_pipeline.chain.kubeconfig import KubeAccess, KubeconfigLink, given_kubeconfig
+from raynest_pipeline.chain.link import Change, Link, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.lock import chain_lock
+from raynest_pipeline.chain.parameters import owner_tags
+from raynest_pipeline.chain.preflight import Report, run_preflight
+from raynest_pipeline.chain.public_ip import PublicIpLink
+from raynest_pipeline.chain.ray_service import RayServiceLink
+from raynest_pipeline.errors import NotReadyError, RaynestError, RemoteError
+from raynest_pipeline.settings import Profile, Settings
+from raynest_pipeline.waiting import Clock, Deadline, SystemClock
+
+
+@dataclass(frozen=True)
+class Teardown:
+    """What a teardown did, and what its audit found left over."""
+
+    changes: tuple[Change, ...]
+    left: tuple[str, ...] = ()
+    """Resources that still carry our tag: they may cost money."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The links of one profile, wired. Building one contacts nothing."""
+
+    settings: Settings
+    links: Sequence[Link]
+    ray_service: RayServiceLink
+    kube: KubeAccess
+    kubeconfig_path: Path
+    endpoints: EndpointFinder
+    clock: Clock
+    cloud: Cloud | None = field(default=None, repr=False)
+
+    def link(self, name: str) -> Link:
+        """The link called `name`.
+
+        Raises:
+            KeyError: This profile's chain has no such link.
+        """
+        return {link.name: link for link in self.links}[name]
+
+    def has(self, name: str) -> bool:
+        """Whether this profile's chain has a link called `name`."""
+        return any(link.name == name for link in self.links)
+
+    def preflight(self) -> Report | None:
+        """Everything to know before buying; None when this profile buys nothing."""
+        return run_preflight(self.settings, self.cloud) if self.cloud else None
+
+    def observe(self) -> list[Observation]:
+        """All links, in order."""
+        return [link.observe() for link in self.links]
+
+    def plan(self) -> list[Change]:
+        """What `ensure` would change, link by link. What hangs on something missing is planned as new."""
+        changes: list[Change] = []
+        for link in self.links:
+            try:
+                changes += link.plan()
+            except RaynestError as error:
+                changes.append(Change(link.name, "none", "cannot be planned", error.what))
+        return changes
+
+    def deadline(self, link: str) -> Deadline:
+        """How long this link may take, from now."""
+        return Deadline.after(getattr(self.settings.deadlines, link), self.clock)
+
+    def ensure(self, name: str, on_step: OnStep = silent) -> Observation:
+        """Make one link ready; the ones before it must be."""
+        with self.writing():
+            want(self.settings.home_dir, True)
+            return self.link(name).ensure(self.deadline(name), on_step)
+
+    def ensure_from_first_broken(
+        self, on_step: OnStep = silent, on_link: Callable[[Observation], None] = lambda _: None
+    ) -> list[Observation]:
+        """The redeploy: `ensure` from the first link that isn't ready, to the end.
+
+        Args:
+            on_step: Hears of progress.
+            on_link: Hears of each link that is ready, as it was found or made.
+        """
+        results = []
+        mending = False
+        for link in self.links:
+            seen = link.observe()
+            if mending or not seen.ready:
+                mending = True
+                on_step(Step(link.name, f"{seen.state}: {seen.cause}" if seen.cause else str(seen.state)))
+                seen = self.ensure(link.name, on_step)
+            results.append(seen)
+            on_link(seen)
+        return results
+
+    def teardown(self, on_step: OnStep = silent) -> Teardown:
+        """Remove all links, last one first, and audit what is left.
+
+        What is inside the cluster goes with it: that it cannot be reached does not stop the rest.
+        """
+        changes: list[Change] = []
+        with self.writing():
+            want(self.settings.home_dir, False)
+            for link in reversed(self.links):
+                deadline = Deadline.after(self.settings.deadlines.remove, self.clock)
+                try:
+                    changes += link.remove(deadline, on_step)
+                except RemoteError as error:
+                    if self.cloud is None or link.name != RayServiceLink.name:
+                        raise
+                    on_step(Step(link.name, f"left to the cluster's deletion: {error.what} {error.why}"))
+        return Teardown(tuple(changes), self.audit())
+
+    def audit(self) -> tuple[str, ...]:
+        """What in the cloud still carries our tag.
+
+        Raises:
+            CloudError: The cloud could not be asked.
+        """
+        if self.cloud is None:
+            return ()
+        name = self.settings.name
+        instances = self.cloud.instances.find_instances(name)
+        eips = self.cloud.network.find_eips(owner_tags(name))
+        tags = owner_tags(name).items()
+        ours = [f"service instance {i.id} ({i.status})" for i in instances if tags <= i.tags.items()]
+        return (*ours, *(f"EIP {eip.ip} ({eip.id}, {eip.status})" for eip in eips))
+
+    # -- the endpoint ----------------------------------------------------------------------------
+
+    @contextmanager
+    def endpoint(self) -> Iterator[Route]:
+        """The road to the Serve endpoint, open while the context lasts.
+
+        Raises:
+            NotReadyError: The chain isn't up.
+        """
+        with self.kube() as client:
+            yield self.endpoints.find(client, self.ray_service.namespace, self.settings.ray_service.name)
+
+    @contextmanager
+    def dashboard(self) -> Iterator[Route]:
+        """The road to the Ray dashboard."""
+        with self.kube() as client:
+            yield self.endpoints.dashboard(client, self.ray_service.namespace, self.settings.ray_service.name)
+
+    # -- intent and exclusion --------------------------------------------------------------------
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Hold the chain's lock."""
+        return chain_lock(self.settings.home_dir / "chain.lock", self.clock)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the chain should be up."""
+        return is_wanted(self.settings.home_dir)
+
+
+def build_chain(settings: Settings, clock: Clock | None = None, *, patience_seconds: float = 60.0) -> Chain:
+    """The chain of the settings' profile.
+
+    Raises:
+        AccessError: No cloud credentials.
+        InputError: The given kubeconfig cannot be used.
+    """
+    clock = clock or SystemClock()
+    endpoints = EndpointFinder(settings)
+    if settings.profile is Profile.KUBECONFIG:
+        path, kube, namespace = given_kubeconfig(settings)
+        ray_service = RayServiceLink(settings, kube, namespace, endpoints)
+        return Chain(settings, [ray_service], ray_service, kube, path, endpoints, clock)
+    cloud = Cloud.from_settings(settings, clock, patience_seconds=patience_seconds)
+    journal = Journal(settings.home_dir / "journal.json")
+    cluster = ClusterLink(settings, cloud, journal)
+    public_ip = PublicIpLink(settings, cloud, journal, cluster)
+    kubeconfig = KubeconfigLink(settings, cloud, public_ip, clock)
+    ray_service = RayServiceLink(settings, kubeconfig.client, settings.name, endpoints)
+    return Chain(
+        settings,
+        [cluster, public_ip, kubeconfig, ray_service],
+        ray_service,
+        kubeconfig.client,
+        kubeconfig.path,
+        endpoints,
+        clock,
+        cloud,
+    )
+
+
+def first_not_ready(observations: Sequence[Observation]) -> Observation | None:
+    """The first link that isn't ready."""
+    return next((seen for seen in observations if not seen.ready), None)
+
+
+def require_ready(observations: Sequence[Observation]) -> None:
+    """Raise unless every link is ready.
+
+    Raises:
+        NotReadyError: Names the first that isn't.
+    """
+    bad = first_not_ready(observations)
+    if bad is not None and bad.state is not State.UNKNOWN:
+        raise NotReadyError(f"{bad.link} is {bad.state}.", why=bad.cause, fix="Run `raynest up`.")

@@ -1,0 +1,86 @@
+"""From settings to a chain: where the profile's endpoints and credentials come from."""
+
+from typing import Any
+
+from raynest_pipeline.chain.chain import Chain, build_chain
+from raynest_pipeline.errors import NotReadyError
+from raynest_pipeline.settings import Profile, Settings
+from raynest_pipeline.waiting import Clock
+
+SANDBOX_MODEL = "tiny-untrained"
+"""Until a trained one is shipped; says what it is wherever it shows."""
+
+
+def open_chain(
+    settings: Settings,
+    clock: Clock | None = None,
+    *,
+    start_sandbox: bool = True,
+    patience_seconds: float = 60.0,
+) -> Chain:
+    """The chain for these settings; profile `sandbox` starts the sandbox when it isn't running.
+
+    `patience_seconds` is how long one cloud call may be retried.
+
+    Raises:
+        NotReadyError: The sandbox does not start, or does not run and must not be started.
+        AccessError: No cloud credentials.
+        InputError: The given kubeconfig cannot be used.
+    """
+    if settings.profile is Profile.SANDBOX:
+        settings = with_sandbox(settings, start=start_sandbox)
+    return build_chain(settings, clock, patience_seconds=patience_seconds)
+
+
+def with_sandbox(settings: Settings, *, start: bool) -> Settings:
+    """The settings with the running sandbox's endpoint and keys in place of a cloud account's.
+
+    What is bought, and how, stays as it was: only the way there changes. A GPU-less machine gets a smaller
+    Ray worker, unless the settings say otherwise.
+
+    Raises:
+        NotReadyError: The sandbox does not start, or does not run and must not be started.
+    """
+    from raynest_pipeline.sandbox import control
+
+    try:
+        info = control.status(settings.sandbox_dir)
+        if info is None and start:
+            options = control.SandboxOptions(
+                time_scale=settings.sandbox.time_scale, kuberay_version=settings.sandbox.kuberay_version
+            )
+            info = control.start(settings.sandbox_dir, options=options)
+    except control.SandboxError as error:
+        raise NotReadyError("The sandbox does not start.", why=str(error)) from None
+    if info is None:
+        raise NotReadyError(
+            "The sandbox is not running.", fix="Start it with `raynest sandbox start`, or run `raynest up`."
+        )
+    alibaba: dict[str, Any] = {
+        **settings.alibaba.model_dump(),
+        "endpoint": info.cloud_endpoint,
+        "access_key_id": info.access_key_id,
+        "access_key_secret": info.access_key_secret,
+        "security_token": None,
+        "region_id": info.region,
+        "control_region_id": None,
+    }
+    ray_service = {**SANDBOX_DEFAULTS, **settings.ray_service.model_dump(exclude_unset=True)}
+    return Settings(**{**_given(settings), "alibaba": alibaba, "ray_service": ray_service})
+
+
+SANDBOX_DEFAULTS: dict[str, Any] = {
+    "model": SANDBOX_MODEL,
+    "head_cpus": 1,
+    "head_memory": "2Gi",
+    "worker_cpus": 2,
+    "worker_memory": "4Gi",
+    "max_batch_size": 4,
+}
+
+
+def _given(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in type(settings).model_fields}
+
+
+__all__ = ["open_chain", "with_sandbox"]

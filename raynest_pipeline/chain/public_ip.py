@@ -1,0 +1,304 @@
+"""The second link: a public address on the cluster's API server.
+
+The address (EIP) is bound with the cluster's own ModifyCluster, never with AssociateEipAddress: binding
+triggers a rolling update of the API server, and the cluster must not be touched meanwhile.
+"""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from raynest_pipeline.alibaba.cloud import Cloud
+from raynest_pipeline.alibaba.cs import Cluster
+from raynest_pipeline.alibaba.vpc import Egress, Eip
+from raynest_pipeline.chain.cluster import ClusterLink
+from raynest_pipeline.chain.journal import Journal
+from raynest_pipeline.chain.link import Change, Facts, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.parameters import address_tags
+from raynest_pipeline.errors import NotReadyError, RefusedError, RemoteError, Verdict
+from raynest_pipeline.settings import Settings
+from raynest_pipeline.waiting import Backoff, Deadline, Done, Waiting, wait_for
+
+_POLL = Backoff(first=0.5, factor=1.5, most=8.0)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The cluster, and the addresses that carry our tag (the one in use first)."""
+
+    cluster: Cluster | None
+    addresses: tuple[Eip, ...]
+
+    @property
+    def bound(self) -> Eip | None:
+        """Our address that the API server answers on; None also when somebody else's is bound."""
+        if self.cluster is None or not self.cluster.api_server_endpoint:
+            return None
+        host = urlsplit(self.cluster.api_server_endpoint).hostname
+        return next((eip for eip in self.addresses if eip.ip == host and eip.status == "InUse"), None)
+
+
+class PublicIpLink:
+    """Allocates, binds, adopts, unbinds and releases the API server's address."""
+
+    name = "public_ip"
+
+    def __init__(self, settings: Settings, cloud: Cloud, journal: Journal, cluster: ClusterLink) -> None:
+        self._settings = settings
+        self._cloud = cloud
+        self._journal = journal
+        self._cluster = cluster
+
+    # -- observe ---------------------------------------------------------------------------------
+
+    def find(self) -> Found:
+        """The cluster and our addresses, as they are now.
+
+        Raises:
+            CloudError: The cloud could not be asked.
+            RefusedError: The cluster isn't ours.
+        """
+        eips = self._cloud.network.find_eips(address_tags(self._settings.name))
+        order = {"InUse": 0, "Associating": 1, "Available": 2}
+        ours = sorted((e for e in eips if e.status != "Releasing"), key=lambda e: order.get(e.status, 3))
+        return Found(self._cluster.find().cluster, tuple(ours))
+
+    def observe(self) -> Observation:
+        try:
+            found = self.find()
+            egress = self.egress() if found.cluster else None
+        except RemoteError as error:
+            return Observation(self.name, State.UNKNOWN, f"{error.what} {error.why}".strip())
+        except RefusedError as error:
+            return Observation(self.name, State.BROKEN, str(error))
+        return self._judge(found, egress)
+
+    def endpoint(self) -> str:
+        """The API server's public address now, `https://HOST:PORT`; "" when there is none."""
+        cluster = self._cluster.find().cluster
+        return cluster.api_server_endpoint if cluster else ""
+
+    def egress(self) -> Egress:
+        """Whether the workers reach the internet, which pulling images and models depends on.
+
+        The API server's address is inbound only; workers go out through the VPC's NAT gateway.
+        """
+        cluster = self._cluster.find().cluster
+        if cluster is None:
+            return Egress(None, "there is no cluster")
+        try:
+            return self._cloud.network.egress(cluster.vpc_id, cluster.vswitch_ids)
+        except RemoteError as error:
+            return Egress(None, f"it could not be looked up: {error.what}")
+
+    def _judge(self, found: Found, egress: Egress | None = None) -> Observation:
+        cluster = found.cluster
+        facts = self._facts(found, egress)
+        if cluster is None:
+            cause = "there is no cluster"
+            if found.addresses:
+                cause += f", but the address {found.addresses[0].ip} is still held"
+            return Observation(self.name, State.MISSING, cause, facts)
+        if cluster.api_server_endpoint:
+            return Observation(self.name, State.READY, "", facts)
+        if not found.addresses:
+            return Observation(
+                self.name, State.MISSING, "no public address is bound to the API server", facts
+            )
+        first = found.addresses[0]
+        if first.status in ("Associating", "InUse"):
+            cause = f"the address {first.ip} is {first.status}, the API server does not show it yet"
+            return Observation(self.name, State.PENDING, cause, facts)
+        return Observation(self.name, State.MISSING, f"the address {first.ip} is allocated, not bound", facts)
+
+    def _facts(self, found: Found, egress: Egress | None) -> Facts:
+        eip = found.bound or (found.addresses[0] if found.addresses else None)
+        facts: dict[str, str] = {}
+        if found.cluster is not None:
+            facts["api_server"] = found.cluster.api_server_endpoint
+            facts["cluster_id"] = found.cluster.id
+        if eip is not None:
+            facts |= {"eip_id": eip.id, "ip": eip.ip, "eip_status": eip.status}
+        elif found.cluster and found.cluster.api_server_endpoint:
+            facts["adopted"] = "an address that raynest did not allocate"
+        if egress is not None:
+            words = {True: "yes", False: f"no: {egress.cause}", None: f"unknown: {egress.cause}"}
+            facts["worker_egress"] = words[egress.ok]
+        return {key: value for key, value in facts.items() if value}
+
+    # -- plan and ensure -------------------------------------------------------------------------
+
+    def plan(self) -> list[Change]:
+        seen = self.observe()
+        if seen.state is State.READY:
+            verb = "adopt" if "adopted" in seen.facts else "none"
+            return [Change(self.name, verb, f"{seen.facts['api_server']} is bound")]
+        if seen.state in (State.PENDING, State.UNKNOWN):
+            return [Change(self.name, "wait", seen.cause)]
+        bandwidth = self._settings.alibaba.eip_bandwidth_mbps
+        allocate = Change(self.name, "create", f"an EIP ({bandwidth} Mbit/s, paid by traffic)", seen.cause)
+        bind = Change(self.name, "update", "bind it to the API server (a rolling update)", seen.cause)
+        return [bind] if "eip_id" in seen.facts else [allocate, bind]
+
+    def ensure(self, deadline: Deadline, on_step: OnStep = silent) -> Observation:
+        def probe() -> Done[Observation] | Waiting:
+            found = self.find()
+            seen = self._judge(found)
+            if found.cluster is None:
+                raise NotReadyError(
+                    "The API server cannot get an address: there is no cluster.",
+                    fix="Materialize `cluster` first (`raynest up`).",
+                )
+            if seen.ready:
+                return Done(self._judge(found, self.egress()))
+            if seen.state is State.PENDING:
+                return Waiting(seen.cause)
+            return self._advance(found.cluster, found.addresses, deadline, on_step)
+
+        seen = wait_for(
+            probe,
+            what="The API server's public address",
+            deadline=deadline,
+            backoff=_POLL,
+            on_progress=lambda w: on_step(Step(self.name, w.cause)),
+        )
+        self._release_spares(self.find(), deadline, on_step)
+        return seen
+
+    def _advance(
+        self, cluster: Cluster, addresses: tuple[Eip, ...], deadline: Deadline, on_step: OnStep
+    ) -> Waiting:
+        """One step towards a bound address."""
+        if cluster.state != "running":
+            return Waiting(f"the cluster is {cluster.state}")
+        usable = next((eip for eip in addresses if eip.status == "Available"), None)
+        if usable is None:
+            usable = self._allocate(on_step)
+        on_step(Step(self.name, f"binding {usable.ip} to the API server"))
+        task = self._cloud.clusters.bind_eip(cluster.id, usable.id, f"raynest-bind-{usable.id}")
+        self._follow(task, "Binding the address", deadline, on_step)
+        return Waiting(f"{usable.ip} is bound, the API server does not show it yet")
+
+    def _allocate(self, on_step: OnStep) -> Eip:
+        intent = self._journal.begin(self.name)
+        alibaba = self._settings.alibaba
+        try:
+            eip = self._cloud.network.allocate_eip(
+                region=alibaba.region_id,
+                bandwidth_mbps=alibaba.eip_bandwidth_mbps,
+                name=f"{self._settings.name}-api-server",
+                tags=address_tags(self._settings.name),
+                client_token=intent.token,
+            )
+        except RemoteError as error:
+            if error.verdict is Verdict.PERMANENT:
+                self._journal.end(self.name)
+            raise
+        known = self._cloud.network.get_eip(eip.id)
+        if known is None:
+            # The token was answered with an address that has been released since.
+            self._journal.end(self.name)
+            raise NotReadyError(
+                f"The address {eip.id} was released behind raynest's back.", fix="Run the same command again."
+            )
+        self._journal.record(self.name, eip.id)
+        on_step(Step(self.name, f"allocated {eip.ip} ({eip.id})"))
+        return known
+
+    def _follow(self, task_id: str, what: str, deadline: Deadline, on_step: OnStep) -> None:
+        def probe() -> Done[None] | Waiting:
+            task = self._cloud.clusters.task(task_id)
+            if task.state == "success":
+                return Done(None)
+            if task.state in ("fail", "failed"):
+                raise NotReadyError(
+                    f"{what} failed.",
+                    why=task.message or f"task {task_id} gives no reason",
+                    fix="Run the same command again; the address is kept and used.",
+                )
+            return Waiting(f"task {task_id} is {task.state}")
+
+        wait_for(
+            probe,
+            what=what,
+            deadline=deadline,
+            backoff=_POLL,
+            on_progress=lambda w: on_step(Step(self.name, w.cause)),
+        )
+
+    def _release_spares(self, found: Found, deadline: Deadline, on_step: OnStep) -> None:
+        """Addresses of ours that nothing uses: each costs, and none is needed beside a bound one."""
+        for eip in found.addresses:
+            if eip.status == "Available" and found.cluster and found.cluster.api_server_endpoint:
+                on_step(Step(self.name, f"releasing the unused address {eip.ip}"))
+                self._release(eip, deadline, on_step)
+
+    # -- remove ----------------------------------------------------------------------------------
+
+    def remove(self, deadline: Deadline, on_step: OnStep = silent) -> list[Change]:
+        self._adopt_recorded_purchase(deadline)
+        found = self.find()
+        changes = []
+        if found.bound and found.cluster:
+            on_step(Step(self.name, f"unbinding {found.bound.ip} from the API server"))
+            self._unbind(found.cluster.id, deadline, on_step)
+            changes.append(Change(self.name, "update", f"unbound {found.bound.ip}"))
+        for eip in found.addresses:
+            self._release(eip, deadline, on_step)
+            changes.append(Change(self.name, "delete", f"EIP {eip.ip} ({eip.id})"))
+        self._journal.end(self.name)
+        return changes
+
+    def _adopt_recorded_purchase(self, deadline: Deadline) -> None:
+        """A purchase whose answer was lost shows up under our tag; one on record is looked up by its id."""
+        intent = self._journal.read(self.name)
+        if intent is None or not intent.remote_id:
+            return
+        eip_id = intent.remote_id
+
+        def probe() -> Done[None] | Waiting:
+            listed = any(
+                e.id == eip_id for e in self._cloud.network.find_eips(address_tags(self._settings.name))
+            )
+            if listed or self._cloud.network.get_eip(eip_id) is None:
+                return Done(None)
+            return Waiting(f"{eip_id} is not listed under its tag yet")
+
+        wait_for(probe, what=f"The listing of {eip_id}", deadline=deadline.at_most(60), backoff=_POLL)
+
+    def _unbind(self, cluster_id: str, deadline: Deadline, on_step: OnStep) -> None:
+        def probe() -> Done[str] | Waiting:
+            cluster = self._cloud.clusters.get_cluster(cluster_id)
+            if cluster is None or not cluster.api_server_endpoint:
+                return Done("")
+            if cluster.state != "running":
+                return Waiting(f"the cluster is {cluster.state}")
+            return Done(self._cloud.clusters.unbind_eip(cluster_id))
+
+        task = wait_for(probe, what="The cluster", deadline=deadline, backoff=_POLL)
+        if task:
+            self._follow(task, "Unbinding the address", deadline, on_step)
+
+    def _release(self, eip: Eip, deadline: Deadline, on_step: OnStep) -> None:
+        def probe() -> Done[None] | Waiting:
+            now = self._cloud.network.get_eip(eip.id)
+            if now is None:
+                return Done(None)
+            if now.status == "Available":
+                self._cloud.network.release_eip(eip.id)
+                return Waiting(f"{eip.ip} is being released")
+            if now.status == "InUse" and self._cluster.find().cluster is None:
+                # The cluster went without unbinding; nothing but the address itself is left to ask.
+                self._cloud.network.unassociate_eip(eip.id, f"raynest-unassociate-{eip.id}")
+            return Waiting(f"{eip.ip} is {now.status}")
+
+        wait_for(
+            probe,
+            what=f"The release of {eip.ip} ({eip.id})",
+            deadline=deadline,
+            backoff=_POLL,
+            on_progress=lambda w: on_step(Step(self.name, w.cause)),
+            fix="It still costs money. Run `raynest down` again, or release it in the VPC console.",
+        )
+        intent = self._journal.read(self.name)
+        if intent is not None and intent.remote_id == eip.id:
+            self._journal.end(self.name)

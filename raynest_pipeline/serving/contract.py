@@ -1,0 +1,88 @@
+"""What is asked of the painter and what comes back: plain values that travel between replicas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+ImageFormat = Literal["png", "webp", "jpeg"]
+
+MAX_SEED = 2**63 - 1
+"""torch.Generator takes a signed 64-bit seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One image, already validated. None leaves a value to the model's own default."""
+
+    prompt: str
+    seed: int
+    negative_prompt: str = ""
+    size: int | None = None
+    """Edge in pixels."""
+    steps: int | None = None
+    guidance: float | None = None
+    format: ImageFormat = "png"
+
+
+@dataclass(frozen=True, slots=True)
+class Painting:
+    """One finished image: its bytes and everything needed to make it again."""
+
+    data: bytes
+    format: ImageFormat
+    seed: int
+    size: int
+    steps: int
+    guidance: float
+    model: str
+    revision: str
+    device: str
+    seconds: float
+    """Time of the pipeline call that made the whole batch."""
+    batch: int
+    """Images in that batch."""
+    filtered: bool = False
+    """The model's own safety checker blacked the image out."""
+
+
+@dataclass(frozen=True, slots=True)
+class PainterFacts:
+    """What a model replica says about itself."""
+
+    model: str
+    revision: str
+    device: str
+    device_note: str | None
+    dtype: str
+    warm: bool
+    warm_up_s: float
+    load_s: float
+    native_size: int
+    default_steps: int
+    default_guidance: float
+    max_batch_size: int
+
+
+class PaintingFailed(Exception):
+    """The pipeline failed on a valid request; the message says how."""
+
+
+class PainterBusy(Exception):
+    """The queue is full: the caller should come back later."""
+
+
+class PainterUnavailable(Exception):
+    """No model replica can be reached, or its device has failed; the message says why."""
+
+
+class PainterBackend(Protocol):
+    """How the HTTP layer reaches the model: through a Serve handle, or directly in a test."""
+
+    async def paint(self, request: ImageRequest) -> Painting:
+        """Paint one image. Raises PainterBusy, PainterUnavailable or PaintingFailed."""
+        ...
+
+    async def facts(self) -> PainterFacts:
+        """The replica's facts. Raises PainterBusy or PainterUnavailable."""
+        ...
