@@ -1,0 +1,59 @@
+# make demo    from a fresh checkout to images, with no account and no GPU
+# make test    the whole test suite
+# make dev     the Dagster UI on the same state
+# make clean   stop what was started and remove the state (images, too)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The state of this checkout, whatever folder a command runs in.
+export RAYNEST_HOME ?= $(CURDIR)/.raynest
+
+.PHONY: demo test dev clean install check lint types defs docs constraints
+
+demo: $(STAMP)
+	$(BIN)/raynest demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+dev: $(STAMP)
+	$(BIN)/raynest dev
+
+# Everything that CI checks beside the tests.
+check: lint types defs docs
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+defs: $(STAMP)
+	$(BIN)/dg check defs
+
+# Fails when docs/settings.md or docs/status.md is not what the code says.
+docs: $(STAMP)
+	$(BIN)/python -m raynest_pipeline.docs --check
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
+	touch $@
+
+# Renew the lock after a change of pyproject.toml: install without it, then write down what came.
+constraints: pyproject.toml
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet '.[local,dev]'
+	build/lock/bin/python -m pip freeze --exclude raynest | sed "s|+cpu$$||" > constraints.txt
+	rm -rf build/lock
+
+# Removes folders that raynest made, and only those; the sandbox first ends what it started.
+clean:
+	if test -x $(BIN)/raynest; then $(BIN)/raynest sandbox stop; fi
+	rm -rf $(CURDIR)/.raynest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

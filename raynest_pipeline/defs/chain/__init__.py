@@ -1,0 +1,1 @@
+"""The chain in Dagster: its assets, jobs and the health sensor."""

@@ -1,0 +1,1 @@
+"""The batches in Dagster: partitions, the asset, its job and schedule."""

@@ -1,0 +1,163 @@
+"""The whole way on the real local Ray, as a person goes it: interrupted, to the end, again, and down.
+
+Everything runs in processes of its own, through the command line, in an empty folder.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from raynest_pipeline.sandbox import control
+
+REPO = Path(__file__).parents[2]
+PROMPTS = REPO / "examples" / "prompts.csv"
+TIMEOUT = 600
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder; whatever a failing test leaves running in it is ended."""
+    path = tmp_path_factory.mktemp("demo")
+    yield path
+    control.stop(path / ".raynest" / "sandbox")
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-c", "from raynest_pipeline.cli import main; main()", *args]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "RAYNEST_SANDBOX__TIME_SCALE": "0.5", "COLUMNS": "200"}
+
+
+def raynest(folder: Path, *args: str, code: int = 0) -> str:
+    """Run it to its end; its stdout."""
+    done = subprocess.run(
+        command(*args), cwd=folder, env=environment(), capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert done.returncode == code, f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def status(folder: Path, *, code: int = 0) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(raynest(folder, "status", "--json", code=code))
+    return document
+
+
+def purchases(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [p for p in control.purchases(folder / ".raynest" / "sandbox") if p["kind"] == kind]
+
+
+def manifest(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    (path,) = (folder / ".raynest" / "images").glob("*/manifest.jsonl")
+    return path.parent, [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_1_ctrl_c_in_the_middle_of_a_purchase_leaves_one_cluster_and_a_clear_word(folder: Path) -> None:
+    process = subprocess.Popen(
+        command("up"),
+        cwd=folder,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "is being deployed" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130, rest
+    assert "Interrupted" in rest
+    assert len(purchases(folder, "cluster")) == 1
+
+
+def test_2_demo_from_there_makes_every_image_and_buys_nothing_twice(folder: Path) -> None:
+    out = raynest(folder, "demo", "--prompts", str(PROMPTS))
+    assert len(purchases(folder, "cluster")) == 1
+    assert len([p for p in purchases(folder, "eip") if not p["owner"]]) == 1
+    wanted = len(PROMPTS.read_text().splitlines()) - 1
+    batch, records = manifest(folder)
+    assert f"{wanted} ({wanted} made)" in out
+    assert len(records) == wanted >= 12
+    for record in records:
+        data = (batch / record["file"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == record["sha256"]
+        with Image.open(batch / record["file"]) as image:
+            assert image.format == "PNG"
+            assert image.size == (record["width"], record["height"])
+            assert image.text["prompt"] == record["prompt"]
+    with Image.open(batch / "sheet.jpg") as sheet:
+        assert sheet.width > 500
+
+
+def test_3_everything_is_ready_and_kubectl_agrees(folder: Path) -> None:
+    report = status(folder)
+    assert report["ready"] is True
+    assert [link["state"] for link in report["links"]] == ["ready"] * 4
+    path = raynest(folder, "kubeconfig").strip()
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    if shutil.which("kubectl"):
+        words = ["kubectl", "--kubeconfig", path, "get", "rayservice", "-n", "raynest", "-o", "json"]
+        (service,) = json.loads(subprocess.check_output(words, timeout=60))["items"]
+        conditions = {c["type"]: c["status"] for c in service["status"]["conditions"]}
+        assert conditions["Ready"] == "True"
+
+
+def test_4_a_second_demo_makes_nothing_again(folder: Path) -> None:
+    before = manifest(folder)[1]
+    out = raynest(folder, "demo", "--prompts", str(PROMPTS))
+    assert f"0 made, {len(before)} reused" in out
+    assert manifest(folder)[1] == before
+
+
+def test_5_one_image_in_one_line_is_the_same_for_the_same_seed(folder: Path) -> None:
+    raynest(folder, "imagine", "a red circle", "-o", "one.png", "--seed", "7")
+    raynest(folder, "imagine", "a red circle", "-o", "two.png", "--seed", "7")
+    with Image.open(folder / "one.png") as one, Image.open(folder / "two.png") as two:
+        assert one.tobytes() == two.tobytes()
+        assert len(set(one.convert("L").tobytes())) > 1
+
+
+def test_6_a_bad_prompt_file_is_refused_before_anything_is_sent(folder: Path) -> None:
+    (folder / "bad.csv").write_text("id,prompt\n../x,a cat\nok,\n")
+    done = subprocess.run(
+        command("generate", "--prompts", "bad.csv"),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 2
+    assert "line 2, column id" in done.stderr
+    assert "line 3, column prompt" in done.stderr
+
+
+def test_7_down_leaves_nothing_bought_and_no_process(folder: Path) -> None:
+    pids = [process["pid"] for process in control.processes(folder / ".raynest" / "sandbox")]
+    info = control.status(folder / ".raynest" / "sandbox")
+    assert info is not None
+    out = raynest(folder, "down", "--yes")
+    assert "Audit: nothing is left." in out
+    assert [pid for pid in (*pids, info.pid) if Path(f"/proc/{pid}").exists()] == []
+    report = json.loads(raynest(folder, "sandbox", "status", "--json", code=5))
+    assert report == {"running": False}
+    world = control.start(folder / ".raynest" / "sandbox")
+    assert control.ledger(world.state_dir) == []
+    assert not (folder / ".raynest" / "kubeconfig" / "raynest.yaml").exists()
+    # The images are the person's own: they stay.
+    assert manifest(folder)[1]
