@@ -25,6 +25,8 @@ HASH_ANNOTATION = "raynest/manifest-hash"
 _STALE_SECONDS = 45.0
 """A failure seen this soon after a change may be the old one: the operator looks every 2 s and Serve takes
 6 to 9 s to rebuild an application (kuberay-and-serve facts 2.5)."""
+_MOST_CRASHES = 5
+"""So many HTTP 500 to a plain request for a first image mean that the application itself is at fault."""
 _POLL = Backoff(first=0.5, factor=1.5, most=4.0)
 
 
@@ -284,12 +286,17 @@ class RayServiceLink:
     def _smoke(self, client: KubeClient, deadline: Deadline, on_step: OnStep) -> int:
         """The last word: one real small image; its size in bytes."""
 
+        crashes = 0
+
         def probe() -> Done[int] | Waiting:
+            nonlocal crashes
             route = self._endpoints.find(client, self.namespace, self._name)
             try:
                 return Done(len(serve.smoke_image(route.target)))
             except RemoteError as error:
-                if error.verdict is Verdict.PERMANENT:
+                # A replica that is just dying answers 500, too; one that always does will not get better.
+                crashes += error.status == 500
+                if error.verdict is Verdict.PERMANENT or crashes >= _MOST_CRASHES:
                     raise NotReadyError(
                         "The service is up, but drew no image.", why=error.why or error.what, fix=error.fix
                     ) from error

@@ -120,7 +120,12 @@ _SPECS = (
     FaultSpec(
         "deploy_failed",
         "the Serve application ends in DEPLOY_FAILED",
-        {"message": Parameter(str, "RuntimeError: the model's weights could not be loaded", "what it says")},
+        {
+            "message": Parameter(
+                str, "RuntimeError: the model's weights could not be loaded", "what it says"
+            ),
+            "count": _count(1, "deployments, the running one being the first"),
+        },
         "kuberay",
     ),
     FaultSpec("dead_worker", "a Ray worker pod dies", {"count": _count(1, "workers")}, "kuberay"),

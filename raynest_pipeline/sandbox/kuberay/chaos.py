@@ -36,18 +36,21 @@ class Chaos:
         self._apps = apps
         # Faults that were set and perhaps cleared again before the next tick: they still have to strike once.
         self._fresh: dict[str, dict[str, object]] = {}
+        self._struck: dict[str, float] = {}
 
     def notice(self, name: str) -> None:
         """A fault was set, used up or cleared."""
         record = self._faults.active(name)
-        if record is not None:
+        # One that was only used up a step has struck already.
+        if record is not None and record["since"] != self._struck.get(name):
+            self._struck[name] = float(record["since"])
             self._fresh[name] = record
 
     async def tick(self) -> None:
         """Strike with every fault that is due."""
         fresh, self._fresh = self._fresh, {}
-        if "deploy_failed" in fresh:
-            self._apps.sabotage(str(fresh["deploy_failed"]["message"]))
+        if "deploy_failed" in fresh and self._apps.sabotage(str(fresh["deploy_failed"]["message"])):
+            self._faults.consume("deploy_failed")
         if "unhealthy_app" in fresh or self._faults.active("unhealthy_app") is not None:
             await self._kill_replicas()
         await self._strike("dead_head", "head")

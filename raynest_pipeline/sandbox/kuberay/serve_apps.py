@@ -26,13 +26,15 @@ class ServeApps:
         # What each RayCluster's applications are to be replaced by at once, after a fault was set.
         self._sabotage: dict[str, str] = {}
 
-    def sabotage(self, message: str) -> None:
+    def sabotage(self, message: str) -> bool:
         """Make every application that has been submitted fail now, as after a redeploy that went wrong.
 
-        It stays failed until serveConfigV2 changes: an identical one is never submitted again.
+        It stays failed until serveConfigV2 changes: an identical one is never submitted again. False when
+        there was none yet.
         """
         for uid in self._submitted:
             self._sabotage[uid] = message
+        return bool(self._submitted)
 
     def forget(self, cluster: Object) -> None:
         """A RayCluster is gone."""
@@ -62,8 +64,9 @@ class ServeApps:
         _, run, node = head
         uid = objects.uid_of(cluster)
         where = f"{objects.namespace_of(cluster)}/{objects.name_of(cluster)}"
-        fault = self._faults.active("deploy_failed")
-        failure = str(fault["message"]) if fault else self._sabotage.get(uid)
+        failure = self._sabotage.get(uid)
+        fault = None if failure is not None else self._faults.active("deploy_failed")
+        failure = str(fault["message"]) if fault else failure
         try:
             body = serve_config.body(
                 text,
@@ -79,6 +82,8 @@ class ServeApps:
             raise DashboardError(str(error)) from error
         self._submitted[uid] = text
         self._sabotage.pop(uid, None)
+        if fault is not None:
+            self._faults.consume("deploy_failed")
         message = f"Updated serve applications to the RayCluster {where}"
         self._event(rayservice, "UpdatedServeApplications", message)
 

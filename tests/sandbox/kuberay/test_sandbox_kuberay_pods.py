@@ -320,17 +320,24 @@ def test_failed_deploy_strikes_a_running_application(
     asyncio.run(scenario())
 
 
-def test_failed_deploy_lasts_while_it_is_set(make_world: Any, rayservice: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("count", "broken"), [(1, 1), (2, 2), (None, 3)])
+def test_failed_deploy_lasts_for_its_count(
+    make_world: Any, rayservice: dict[str, Any], count: int | None, broken: int
+) -> None:
     async def scenario() -> None:
         async with make_world() as world:
-            world.faults.set("deploy_failed")
+            world.faults.set("deploy_failed", count=count)
             world.apply(rayservice)
             await world.until(lambda: world.heads and world.heads[0].serve.puts)
-            rayservice["spec"]["serveConfigV2"] += "# nonce 1\n"
-            world.apply(rayservice)
-            await world.until(lambda: len(world.heads[0].serve.puts) == 2)
-            for body in world.heads[0].serve.puts:
-                assert body["applications"][0]["import_path"] == "raynest_sandbox_fault:constructor"
+            puts = world.heads[0].serve.puts
+            for again in (2, 3):
+                rayservice["spec"]["serveConfigV2"] += f"# nonce {again}\n"
+                world.apply(rayservice)
+                await world.until(lambda again=again: len(puts) == again)
+            paths = [body["applications"][0]["import_path"] for body in puts]
+            assert [path == "raynest_sandbox_fault:constructor" for path in paths] == [
+                put < broken for put in range(3)
+            ]
 
     asyncio.run(scenario())
 
