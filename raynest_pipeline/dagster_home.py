@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raynest_pipeline.errors import SettingsError
-from raynest_pipeline.files import private_dir, write_atomic
+from raynest_pipeline.files import make_dir, private_dir, write_atomic
 from raynest_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,8 +38,12 @@ def prepare_dagster_home(settings: Settings) -> Path:
             f"DAGSTER_HOME is {given!r}, but must be an absolute path.", fix="Unset it, or make it absolute."
         )
     home = Path(given) if given else settings.home_dir / "dagster"
-    private_dir(home.parent)
-    private_dir(home)
+    if given:
+        # Somebody's own folder: its permissions are theirs.
+        make_dir(home)
+    else:
+        private_dir(home.parent)
+        private_dir(home)
     wanted = packaged("dagster.yaml").read_text(encoding="utf-8")
     target = home / "dagster.yaml"
     if not target.exists() or (not given and target.read_text(encoding="utf-8") != wanted):

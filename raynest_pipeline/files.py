@@ -27,6 +27,17 @@ def private_dir(path: Path) -> Path:
     return path
 
 
+def make_dir(path: Path) -> Path:
+    """Make a folder (and its parents) where there is none; one that is there keeps its permissions.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    with _storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a private file so that a reader, or a crash, sees the old text or the new one, never a part.
 

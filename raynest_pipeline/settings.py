@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
+import pydantic_settings
 import yaml
 from pydantic import AfterValidator, BaseModel, Field
 from pydantic_settings import (
@@ -136,10 +137,16 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError(
             f"The settings file {file} does not exist.", fix=f"Correct or unset {SETTINGS_FILE_VARIABLE}."
         )
+    _check_file(file)
     try:
         return Settings(**overrides)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{file} is not valid YAML.", why=str(error)) from None
+    except pydantic_settings.SettingsError as error:
+        # A list or an object in a RAYNEST_* variable is JSON.
+        raise SettingsError(
+            f"A RAYNEST_* variable is not valid JSON: {error}.",
+            why=str(error.__cause__ or ""),
+            fix='Write lists and objects as JSON: ["a", "b"] or {"key": "value"}.',
+        ) from None
     except pydantic.ValidationError as error:
         raise SettingsError(
             "The settings are not valid:\n" + "\n".join(_problem(e) for e in error.errors()),
@@ -147,10 +154,23 @@ def load_settings(**overrides: Any) -> Settings:
         ) from None
 
 
+def _check_file(file: Path) -> None:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file} is not valid YAML.", why=str(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} cannot be read.", why=str(error)) from None
+    if document is not None and not isinstance(document, dict):
+        raise SettingsError(f"{file} must hold keys and values, not a {type(document).__name__}.")
+
+
 def _problem(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "settings"
     value = error.get("input")
-    secret = any(word in key for word in ("secret", "token"))
+    secret = any(word in key for word in ("access_key_secret", "security_token"))
     shown = "" if secret or isinstance(value, (dict, BaseModel)) else f" (it is {value!r})"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":

@@ -258,7 +258,7 @@ class Deadlines(Section):
 
     cluster: float = Field(2700, gt=0, description="The cluster takes about 10 minutes.")
     public_ip: float = Field(900, gt=0, description="Binding triggers a rolling update of the API server.")
-    kubeconfig: float = Field(300, gt=0)
+    kubeconfig: float = Field(300, gt=0, description="The credential, and the API server's answer to it.")
     ray_service: float = Field(3600, gt=0, description="The stock image alone took 14 minutes to pull.")
     remove: float = Field(2700, gt=0, description="For each link.")
 

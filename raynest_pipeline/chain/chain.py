@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from raynest_pipeline.alibaba.cloud import Cloud
 from raynest_pipeline.chain.cluster import ClusterLink
@@ -17,9 +19,11 @@ from raynest_pipeline.chain.parameters import owner_tags
 from raynest_pipeline.chain.preflight import Report, run_preflight
 from raynest_pipeline.chain.public_ip import PublicIpLink
 from raynest_pipeline.chain.ray_service import RayServiceLink
-from raynest_pipeline.errors import NotReadyError, RaynestError, RemoteError
+from raynest_pipeline.errors import AccessError, NotReadyError, RaynestError
 from raynest_pipeline.settings import Profile, Settings
 from raynest_pipeline.waiting import Clock, Deadline, SystemClock
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Chain:
     kubeconfig_path: Path
     endpoints: EndpointFinder
     clock: Clock
+    credential_expires: Callable[[], datetime | None]
+    """When the fetched kubeconfig's credential ends; None for one that raynest doesn't renew."""
     cloud: Cloud | None = field(default=None, repr=False)
 
     def link(self, name: str) -> Link:
@@ -117,7 +123,7 @@ class Chain:
                 deadline = Deadline.after(self.settings.deadlines.remove, self.clock)
                 try:
                     changes += link.remove(deadline, on_step)
-                except RemoteError as error:
+                except RaynestError as error:
                     if self.cloud is None or link.name != RayServiceLink.name:
                         raise
                     on_step(Step(link.name, f"left to the cluster's deletion: {error.what} {error.why}"))
@@ -150,6 +156,22 @@ class Chain:
         with self.kube() as client:
             yield self.endpoints.find(client, self.ray_service.namespace, self.settings.ray_service.name)
 
+    def through_endpoint(self, work: Callable[[Route], T]) -> T:
+        """Run long, resumable work on the endpoint; again with a new credential when one expires under it.
+
+        Raises:
+            NotReadyError: The chain isn't up.
+            AccessError: The credential is refused before its time.
+        """
+        while True:
+            expires = self.credential_expires()
+            with self.endpoint() as route:
+                try:
+                    return work(route)
+                except AccessError:
+                    if expires is None or expires > self.clock.now():
+                        raise
+
     @contextmanager
     def dashboard(self) -> Iterator[Route]:
         """The road to the Ray dashboard."""
@@ -180,7 +202,7 @@ def build_chain(settings: Settings, clock: Clock | None = None, *, patience_seco
     if settings.profile is Profile.KUBECONFIG:
         path, kube, namespace = given_kubeconfig(settings)
         ray_service = RayServiceLink(settings, kube, namespace, endpoints)
-        return Chain(settings, [ray_service], ray_service, kube, path, endpoints, clock)
+        return Chain(settings, [ray_service], ray_service, kube, path, endpoints, clock, lambda: None)
     cloud = Cloud.from_settings(settings, clock, patience_seconds=patience_seconds)
     journal = Journal(settings.home_dir / "journal.json")
     cluster = ClusterLink(settings, cloud, journal)
@@ -195,6 +217,7 @@ def build_chain(settings: Settings, clock: Clock | None = None, *, patience_seco
         kubeconfig.path,
         endpoints,
         clock,
+        kubeconfig.expires,
         cloud,
     )
 

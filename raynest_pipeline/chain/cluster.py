@@ -1,6 +1,7 @@
 """The first link: the Compute Nest service instance and the ACK cluster inside it."""
 
 import re
+import uuid
 from dataclasses import dataclass
 
 from raynest_pipeline.alibaba.cloud import Cloud
@@ -24,6 +25,8 @@ from raynest_pipeline.settings import Settings
 from raynest_pipeline.waiting import Backoff, Deadline, Done, Waiting, wait_for
 
 _CLUSTER_ID = re.compile(r"c[0-9a-f]{32}")
+_STALE_SECONDS = 30.0
+"""How long after asking for a deletion the failure of an earlier one may still show."""
 _POLL = Backoff(first=1.0, factor=1.5, most=10.0)
 """At most a call every few seconds: no rate limits are published for Compute Nest."""
 
@@ -267,20 +270,21 @@ class ClusterLink:
 
     def _delete_all(self, deadline: Deadline, on_step: OnStep) -> list[Change]:
         changes = []
-        for instance in self._ours_or_recorded():
+        for instance in self._ours_or_recorded(deadline):
             if instance.status != STATUS_DELETING:
                 on_step(Step(self.name, f"deleting service instance {instance.id}"))
-                self._cloud.instances.delete_instance(instance.id, f"raynest-delete-{instance.id}")
-            self._wait_gone(instance.id, deadline, on_step)
+                # A new token each time: an old one would be answered with a deletion that has failed.
+                self._cloud.instances.delete_instance(instance.id, f"raynest-delete-{uuid.uuid4()}")
+            self._wait_gone(instance.id, deadline, on_step, status_before=instance.status)
             changes.append(Change(self.name, "delete", f"service instance {instance.id}"))
         self._journal.end(self.name)
         return changes
 
-    def _ours_or_recorded(self) -> list[ServiceInstance]:
+    def _ours_or_recorded(self, deadline: Deadline) -> list[ServiceInstance]:
         """Ours by tag or by record; also what a lost answer to a purchase may have left."""
         intent = self._journal.read(self.name)
         if intent is not None and not intent.remote_id:
-            self._settle(intent)
+            self._settle(deadline)
         ours = self._ours()
         intent = self._journal.read(self.name)
         if intent and intent.remote_id and all(i.id != intent.remote_id for i in ours):
@@ -288,22 +292,40 @@ class ClusterLink:
             ours += [recorded] if recorded else []
         return ours
 
-    def _settle(self, intent: Intent) -> None:
-        """Whether an interrupted purchase took place is seen by its name and tag; if not, forget it.
+    def _settle(self, deadline: Deadline) -> None:
+        """Whether an interrupted purchase took place is seen by its name and tag, which may take a moment.
 
-        A purchase whose request is still on its way could appear later; the audit at the end of a teardown
+        One that is still on its way after a minute could appear later; the audit at the end of a teardown
         looks once more.
         """
-        ours = self._ours()
-        if ours:
-            self._journal.record(self.name, ours[0].id)
 
-    def _wait_gone(self, instance_id: str, deadline: Deadline, on_step: OnStep) -> None:
+        def probe() -> Done[str] | Waiting:
+            ours = self._ours()
+            return Done(ours[0].id) if ours else Waiting("no purchase is listed (yet)")
+
+        try:
+            found = wait_for(
+                probe, what="The interrupted purchase", deadline=deadline.at_most(60), backoff=_POLL
+            )
+        except NotReadyError:
+            return
+        self._journal.record(self.name, found)
+
+    def _wait_gone(
+        self, instance_id: str, deadline: Deadline, on_step: OnStep, *, status_before: str = ""
+    ) -> None:
+        """`status_before`: when the deletion was asked for. A failure that it shows already is no news."""
+        stale_until = deadline.clock.monotonic() + _STALE_SECONDS
+        old_failure = status_before == STATUS_DELETE_FAILED
+
         def probe() -> Done[None] | Waiting:
+            nonlocal old_failure
             instance = self._cloud.instances.get_instance(instance_id)
             if instance is None or instance.status == STATUS_DELETED:
                 return Done(None)
-            if instance.status == STATUS_DELETE_FAILED:
+            failed = instance.status == STATUS_DELETE_FAILED
+            old_failure = old_failure and failed and deadline.clock.monotonic() < stale_until
+            if failed and not old_failure:
                 raise NotReadyError(
                     f"The service instance {instance_id} could not be deleted; it may still cost money.",
                     why=self._failure(instance),

@@ -8,7 +8,7 @@ already sold. An entry ends when its resource is deleted, so that the next purch
 
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from raynest_pipeline.files import private_dir, read_json, write_atomic
@@ -21,7 +21,7 @@ class Intent:
     token: str
     """ClientToken: at most 64 ASCII characters."""
     remote_id: str = ""
-    secret: str = ""
+    secret: str = field(default="", repr=False)
     """A parameter that was drawn for this purchase (a password): the same token needs the same arguments."""
 
 

@@ -141,13 +141,14 @@ class KubeconfigLink:
 
     def _due(self) -> bool:
         """Whether little of the credential's lifetime is left."""
-        expires = self._expires()
+        expires = self.expires()
         if expires is None:
             return False
         lifetime = timedelta(minutes=self._settings.alibaba.kubeconfig_minutes)
         return expires - self._clock.now() < lifetime * _RENEW_SHARE
 
-    def _expires(self) -> datetime | None:
+    def expires(self) -> datetime | None:
+        """When the fetched credential ends, UTC; None when there is none, or it doesn't say."""
         text = self._read()
         try:
             return file_format.expires_at(text) if text else None
@@ -172,9 +173,9 @@ class KubeconfigLink:
     # -- remove ----------------------------------------------------------------------------------
 
     def remove(self, deadline: Deadline, on_step: OnStep = silent) -> list[Change]:
-        if self._read() is None:
+        if not self.path.is_file():
             return []
-        self.path.unlink(missing_ok=True)
+        self.path.unlink()
         on_step(Step(self.name, f"deleted {self.path}"))
         return [Change(self.name, "delete", str(self.path))]
 

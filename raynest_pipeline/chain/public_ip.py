@@ -4,6 +4,7 @@ The address (EIP) is bound with the cluster's own ModifyCluster, never with Asso
 triggers a rolling update of the API server, and the cluster must not be touched meanwhile.
 """
 
+import uuid
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -173,12 +174,15 @@ class PublicIpLink:
         usable = next((eip for eip in addresses if eip.status == "Available"), None)
         if usable is None:
             usable = self._allocate(on_step)
+        if usable is None:
+            return Waiting("the address on record has been released; another one is needed")
         on_step(Step(self.name, f"binding {usable.ip} to the API server"))
-        task = self._cloud.clusters.bind_eip(cluster.id, usable.id, f"raynest-bind-{usable.id}")
+        # A token of its own for each attempt: an old one would be answered with the old attempt's task.
+        task = self._cloud.clusters.bind_eip(cluster.id, usable.id, f"raynest-bind-{uuid.uuid4()}")
         self._follow(task, "Binding the address", deadline, on_step)
         return Waiting(f"{usable.ip} is bound, the API server does not show it yet")
 
-    def _allocate(self, on_step: OnStep) -> Eip:
+    def _allocate(self, on_step: OnStep) -> Eip | None:
         intent = self._journal.begin(self.name)
         alibaba = self._settings.alibaba
         try:
@@ -193,16 +197,13 @@ class PublicIpLink:
             if error.verdict is Verdict.PERMANENT:
                 self._journal.end(self.name)
             raise
-        known = self._cloud.network.get_eip(eip.id)
-        if known is None:
-            # The token was answered with an address that has been released since.
+        if intent.remote_id == eip.id and self._cloud.network.get_eip(eip.id) is None:
+            # The token was answered with an address that has been released since: the next has its own.
             self._journal.end(self.name)
-            raise NotReadyError(
-                f"The address {eip.id} was released behind raynest's back.", fix="Run the same command again."
-            )
+            return None
         self._journal.record(self.name, eip.id)
         on_step(Step(self.name, f"allocated {eip.ip} ({eip.id})"))
-        return known
+        return eip
 
     def _follow(self, task_id: str, what: str, deadline: Deadline, on_step: OnStep) -> None:
         def probe() -> Done[None] | Waiting:
@@ -235,8 +236,8 @@ class PublicIpLink:
     # -- remove ----------------------------------------------------------------------------------
 
     def remove(self, deadline: Deadline, on_step: OnStep = silent) -> list[Change]:
-        self._adopt_recorded_purchase(deadline)
-        found = self.find()
+        self._settle_purchase(deadline)
+        found = self._settled(deadline, on_step)
         changes = []
         if found.bound and found.cluster:
             on_step(Step(self.name, f"unbinding {found.bound.ip} from the API server"))
@@ -248,22 +249,50 @@ class PublicIpLink:
         self._journal.end(self.name)
         return changes
 
-    def _adopt_recorded_purchase(self, deadline: Deadline) -> None:
-        """A purchase whose answer was lost shows up under our tag; one on record is looked up by its id."""
+    def _settle_purchase(self, deadline: Deadline) -> None:
+        """Wait until an interrupted purchase is listed under our tag: one that isn't cannot be released.
+
+        Without an id on record it may never have been sold; what has not shown up after a minute wasn't.
+        """
         intent = self._journal.read(self.name)
-        if intent is None or not intent.remote_id:
+        if intent is None:
             return
         eip_id = intent.remote_id
 
         def probe() -> Done[None] | Waiting:
-            listed = any(
-                e.id == eip_id for e in self._cloud.network.find_eips(address_tags(self._settings.name))
-            )
-            if listed or self._cloud.network.get_eip(eip_id) is None:
+            listed = self._cloud.network.find_eips(address_tags(self._settings.name))
+            if listed and not eip_id:
+                self._journal.record(self.name, listed[0].id)
+            if any(eip.id == eip_id or not eip_id for eip in listed):
                 return Done(None)
-            return Waiting(f"{eip_id} is not listed under its tag yet")
+            if eip_id and self._cloud.network.get_eip(eip_id) is None:
+                return Done(None)
+            return Waiting(f"{eip_id or 'the address'} is not listed under its tag yet")
 
-        wait_for(probe, what=f"The listing of {eip_id}", deadline=deadline.at_most(60), backoff=_POLL)
+        try:
+            wait_for(probe, what="The listing of the address", deadline=deadline.at_most(60), backoff=_POLL)
+        except NotReadyError:
+            if eip_id:
+                raise
+
+    def _settled(self, deadline: Deadline, on_step: OnStep) -> Found:
+        """What is there once nothing is being bound or unbound: only then it shows what must be undone."""
+
+        def probe() -> Done[Found] | Waiting:
+            found = self.find()
+            shown = found.cluster is None or found.cluster.api_server_endpoint
+            for eip in found.addresses:
+                if eip.status.endswith("ssociating") or (eip.status == "InUse" and not shown):
+                    return Waiting(f"{eip.ip} is {eip.status}")
+            return Done(found)
+
+        return wait_for(
+            probe,
+            what="The API server's address",
+            deadline=deadline,
+            backoff=_POLL,
+            on_progress=lambda w: on_step(Step(self.name, w.cause)),
+        )
 
     def _unbind(self, cluster_id: str, deadline: Deadline, on_step: OnStep) -> None:
         def probe() -> Done[str] | Waiting:

@@ -10,7 +10,7 @@ from typing import Any
 from raynest_pipeline.chain.endpoint import EndpointFinder
 from raynest_pipeline.chain.kubeconfig import KubeAccess
 from raynest_pipeline.chain.link import Change, Fact, Observation, OnStep, State, Step, silent
-from raynest_pipeline.errors import NotReadyError, RefusedError, RemoteError, Verdict
+from raynest_pipeline.errors import InputError, NotReadyError, RefusedError, RemoteError, Verdict
 from raynest_pipeline.kube.client import CONFIG_MAP, EVENT, NAMESPACE, RAY_SERVICE, Kind, KubeClient
 from raynest_pipeline.kube.errors import NO_SUCH_KIND
 from raynest_pipeline.kube.rayservice import diagnosis, manifest, serve, status
@@ -81,6 +81,8 @@ class RayServiceLink:
                 return self._judge(client, live)
         except NotReadyError as error:
             return Observation(self.name, State.MISSING, error.what)
+        except InputError as error:
+            return Observation(self.name, State.UNKNOWN, f"{error.what} {error.why}".strip())
         except RemoteError as error:
             state = State.BROKEN if error.code == NO_SUCH_KIND else State.UNKNOWN
             return Observation(self.name, state, f"{error.what} {error.why}".strip())
@@ -110,7 +112,12 @@ class RayServiceLink:
         except (RemoteError, RefusedError) as error:
             cause = f"the status says ready, but Serve does not answer: {error.why or error.what}"
             return Observation(self.name, State.BROKEN, cause, facts)
-        facts |= {"endpoint": route.description, "routes": ", ".join(sorted(routes))}
+        dashboard = self._endpoints.dashboard(client, self.namespace, self._name)
+        facts |= {
+            "endpoint": route.description,
+            "dashboard": dashboard.description,
+            "routes": ", ".join(sorted(routes)),
+        }
         missing = [app for app in manifest.app_names(live) if app not in routes.values()]
         if missing:
             return Observation(self.name, State.BROKEN, f"Serve has no route to {', '.join(missing)}", facts)
@@ -200,6 +207,11 @@ class RayServiceLink:
     def _bring_about(self, client: KubeClient, desired: Desired, deadline: Deadline, on_step: OnStep) -> bool:
         """Apply what is missing or differs, and rebuild what has failed; whether anything was changed."""
         live = self._live(client)
+        if live is not None and not _is_ours(live):
+            raise RefusedError(
+                f"A RayService {self.namespace}/{self._name} exists that raynest did not apply.",
+                fix="Set another ray_service.name, or delete it yourself.",
+            )
         if live is not None and (live["metadata"].get("deletionTimestamp") or _is_terminal(live)):
             on_step(Step(self.name, "deleting the RayService: it cannot recover"))
             self._delete(client, RAY_SERVICE, self._name, deadline, on_step)
@@ -316,11 +328,12 @@ class RayServiceLink:
 
     def remove(self, deadline: Deadline, on_step: OnStep = silent) -> list[Change]:
         try:
-            with self._kube() as client:
-                return self._remove(client, deadline, on_step)
+            client = self._kube()
         except NotReadyError:
             # No kubeconfig: with the cluster goes what is on it.
             return []
+        with client:
+            return self._remove(client, deadline, on_step)
 
     def _remove(self, client: KubeClient, deadline: Deadline, on_step: OnStep) -> list[Change]:
         changes = []

@@ -121,6 +121,8 @@ def decide(
         if now - since < policy.pending_seconds:
             return Decision("waiting", reason, history, first.link)
         reason = f"{reason}; for {now - since:.0f} s"
+    else:
+        history = replace(history, pending_since=0.0)
     return _incident(first.link, reason, history, now, policy)
 
 

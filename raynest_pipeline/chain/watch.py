@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from raynest_pipeline.chain.link import Link, Observation, State
+from raynest_pipeline.errors import RaynestError
 
 
 def observe_within(links: Sequence[Link], seconds: float) -> list[Observation]:
@@ -24,4 +25,8 @@ def observe_within(links: Sequence[Link], seconds: float) -> list[Observation]:
 def _answer(link: Link, future: "Future[Observation]", seconds: float) -> Observation:
     if not future.done():
         return Observation(link.name, State.UNKNOWN, f"no answer within {seconds:.0f} s")
-    return future.result()
+    try:
+        return future.result()
+    except RaynestError as error:
+        # No credentials, a damaged file: one link that cannot be looked at doesn't hide the others.
+        return Observation(link.name, State.UNKNOWN, f"{error.what} {error.why}".strip())

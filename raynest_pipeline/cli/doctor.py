@@ -37,7 +37,11 @@ def examine() -> list[Finding]:
     source = settings_file()
     where = str(source) if source.is_file() else "defaults and RAYNEST_* variables"
     findings.append(Finding("settings", True, f"profile {settings.profile}, from {where}"))
-    findings += [_home(settings), _proxy(settings), _kubectl()]
+    home = _home(settings)
+    findings += [home, _proxy(settings), _kubectl()]
+    if not settings.home_dir.is_dir():
+        # What is in it cannot be looked at.
+        return findings
     by_profile: dict[Profile, list[Callable[[Settings], Finding]]] = {
         Profile.SANDBOX: [_local_extra, _sandbox],
         Profile.ALIBABA: [_credentials],

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from raynest_pipeline.chain.link import Change, Observation, State, Step
 from raynest_pipeline.chain.report import StatusReport
@@ -30,7 +31,8 @@ class View:
     """Listens to a job and shows it. Also keeps what scripts and the end table want to know."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        # No markup: messages are the servers' own words, brackets and all.
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
         self.links: list[Observation] = []
         self.error: RaynestError | None = None
         self.results: list[Any] = []
@@ -44,7 +46,7 @@ class View:
                 TextColumn("[bold]{task.fields[link]:<12}"),
                 BarColumn(bar_width=24),
                 TimeElapsedColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 console=self.console,
             )
 
@@ -114,7 +116,7 @@ def links_table(report: StatusReport) -> Table:
     table = Table("link", "state", "what", box=None, pad_edge=False)
     for link in report.links:
         what = link.cause or ", ".join(f"{key}={value}" for key, value in list(link.facts.items())[:4])
-        table.add_row(link.name, f"[{COLOURS[link.state]}]{link.state}[/]", what)
+        table.add_row(link.name, f"[{COLOURS[link.state]}]{link.state}[/]", Text(what))
     return table
 
 
@@ -125,7 +127,7 @@ def times_table(links: Sequence[Observation]) -> Table:
     for seen in links:
         known = next((str(seen.facts[key]) for key in keys if seen.facts.get(key)), "")
         seconds = f"{float(str(seen.facts.get('seconds', 0))):.1f}"
-        table.add_row(seen.link, f"[{COLOURS[seen.state]}]{seen.state}[/]", seconds, known)
+        table.add_row(seen.link, f"[{COLOURS[seen.state]}]{seen.state}[/]", seconds, Text(known))
     return table
 
 
@@ -133,7 +135,7 @@ def changes_table(changes: Sequence[Change]) -> Table:
     """A plan, or what a teardown did."""
     table = Table("link", "action", "what", "why", box=None, pad_edge=False)
     for change in changes:
-        table.add_row(change.link, change.action, change.what, change.why)
+        table.add_row(change.link, change.action, Text(change.what), Text(change.why))
     return table
 
 

@@ -27,7 +27,7 @@ class Outcome:
     result: BatchResult
     folder: BatchFolder
     records: Sequence[Record]
-    """The latest of each prompt of the batch."""
+    """The latest of each prompt of the batch, in the prompts' order."""
     images: int
     """Images that the prompts ask for."""
 
@@ -85,8 +85,8 @@ def run_batch(
     result = generate(
         prompts, target, folder, settings, model=model, on_progress=on_progress, should_stop=should_stop
     )
-    ids = {prompt.id for prompt in prompts}
-    records = [record for record in read_manifest(folder.manifest_path) if record.id in ids]
+    latest = {record.id: record for record in read_manifest(folder.manifest_path)}
+    records = [latest[prompt.id] for prompt in prompts if prompt.id in latest]
     write_sheet(folder, records)
     return Outcome(result, folder, records, len(prompts))
 

@@ -7,6 +7,7 @@ request with the kubeconfig's credentials.
 from collections.abc import Awaitable, Callable
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+from yarl import URL
 
 from raynest_pipeline.kube.http import HttpTarget
 
@@ -59,7 +60,7 @@ async def _forward(session: ClientSession, target: HttpTarget, request: web.Requ
     try:
         async with session.request(
             request.method,
-            target.base_url + request.rel_url.raw_path_qs,
+            URL(target.base_url + request.rel_url.raw_path_qs, encoded=True),
             headers=headers,
             data=await request.read() or None,
             allow_redirects=False,

@@ -1,4 +1,4 @@
-"""Killed at any remote call and run again, against the sandbox's own books: nothing bought twice, nothing left.
+"""Killed at any remote call and run again, by the sandbox's own books: nothing twice, nothing left.
 
 The real SDKs, HTTP, TLS and client code run here; only the end of the process is played, by an exception
 that nothing catches, thrown right before or right after the n-th cloud call.

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from raynest_pipeline.chain.profile import SANDBOX_DEFAULTS
 from raynest_pipeline.sandbox import control
 
 REPO = Path(__file__).parents[2]
@@ -147,7 +148,23 @@ def test_6_a_bad_prompt_file_is_refused_before_anything_is_sent(folder: Path) ->
     assert "line 3, column prompt" in done.stderr
 
 
-def test_7_down_leaves_nothing_bought_and_no_process(folder: Path) -> None:
+def test_7_a_cluster_that_someone_has_runs_the_rest_unchanged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = raynest(folder, "kubeconfig").strip()
+    monkeypatch.setenv("RAYNEST_HOME", str(folder / "other"))
+    monkeypatch.setenv("RAYNEST_PROFILE", "kubeconfig")
+    monkeypatch.setenv("RAYNEST_KUBECONFIG__PATH", theirs)
+    for key, value in SANDBOX_DEFAULTS.items():
+        monkeypatch.setenv(f"RAYNEST_RAY_SERVICE__{key.upper()}", str(value))
+    report = json.loads(raynest(folder, "up", "--json"))
+    assert [(link["name"], link["state"]) for link in report["links"]] == [("ray_service", "ready")]
+    (folder / "one.txt").write_text("a green square\n")
+    assert "made:    1" in raynest(folder, "generate", "--prompts", "one.txt", "--batch", "mine")
+    assert list((folder / "other" / "images" / "mine" / "images").glob("*.png"))
+
+
+def test_8_down_leaves_nothing_bought_and_no_process(folder: Path) -> None:
     pids = [process["pid"] for process in control.processes(folder / ".raynest" / "sandbox")]
     info = control.status(folder / ".raynest" / "sandbox")
     assert info is not None

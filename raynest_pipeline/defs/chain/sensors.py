@@ -12,6 +12,7 @@ from raynest_pipeline.chain.intent import is_wanted
 from raynest_pipeline.chain.link import Observation, State
 from raynest_pipeline.chain.repair import Decision, History, Policy, decide
 from raynest_pipeline.chain.watch import observe_within
+from raynest_pipeline.dagster_home import is_dead
 from raynest_pipeline.defs.chain.assets import HEALTHY
 from raynest_pipeline.defs.chain.jobs import CHANGES_CHAIN, REDEPLOY
 from raynest_pipeline.defs.metadata import observation_metadata
@@ -127,7 +128,8 @@ def _request(decision: Decision, observations: Sequence[Observation]) -> dg.RunR
 
 def _run_in_flight(instance: dg.DagsterInstance) -> bool:
     filters = dg.RunsFilter(statuses=IN_FLIGHT, tags=CHANGES_CHAIN)
-    return bool(instance.get_run_ids(filters, limit=1))
+    # A run whose process was killed stays STARTED until the next command line ends it.
+    return any(not is_dead(run.tags) for run in instance.get_runs(filters, limit=20))
 
 
 def _json(cursor: str | None) -> object:

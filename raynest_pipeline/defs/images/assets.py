@@ -6,6 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from raynest_pipeline.chain.chain import Chain
+from raynest_pipeline.chain.endpoint import Route
 from raynest_pipeline.defs.failures import as_failure
 from raynest_pipeline.defs.images.checks import check_results, check_specs
 from raynest_pipeline.defs.images.partitions import BATCHES
@@ -79,7 +80,7 @@ def _make(context: dg.AssetExecutionContext, config: BatchConfig, chain: Chain) 
             logged = progress.seconds
             context.log.info(f"images: {progress}")
 
-    with chain.endpoint() as route:
+    def work(route: Route) -> Outcome:
         context.log.info(f"{len(prompts)} images from {prompts.path} through {route.description}")
         return run_batch(
             folder,
@@ -89,6 +90,8 @@ def _make(context: dg.AssetExecutionContext, config: BatchConfig, chain: Chain) 
             model=settings.ray_service.model,
             on_progress=on_progress,
         )
+
+    return chain.through_endpoint(work)
 
 
 def _metadata(outcome: Outcome) -> dict[str, dg.MetadataValue]:
