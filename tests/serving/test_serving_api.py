@@ -1,0 +1,404 @@
+"""The HTTP contract over a stand-in painter: what is accepted, what is refused and how, what headers say."""
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from raynest_pipeline.serving.api import Front, accepted_format, create_api
+from raynest_pipeline.serving.contract import (
+    MAX_SEED,
+    ImageRequest,
+    PainterBusy,
+    PainterFacts,
+    PainterUnavailable,
+    Painting,
+    PaintingFailed,
+)
+from raynest_pipeline.serving.encode import encode
+from raynest_pipeline.serving.options import ServingOptions
+
+FACTS = PainterFacts(
+    model="stand-in",
+    revision="1",
+    device="cpu",
+    device_note=None,
+    dtype="float32",
+    warm=True,
+    warm_up_s=0.1,
+    load_s=0.2,
+    native_size=64,
+    default_steps=20,
+    default_guidance=7.5,
+    max_batch_size=8,
+)
+
+
+class StandIn:
+    """A backend that records what it is asked and paints a flat square, or does what `instead` does."""
+
+    def __init__(self, instead: Callable[[], Awaitable[None]] | None = None) -> None:
+        self.asked: list[ImageRequest] = []
+        self._instead = instead
+
+    async def paint(self, request: ImageRequest) -> Painting:
+        self.asked.append(request)
+        if self._instead:
+            await self._instead()
+        size = request.size or 64
+        data = encode(np.full((size, size, 3), 128, np.uint8), request.format, {"prompt": request.prompt})
+        return Painting(
+            data=data,
+            format=request.format,
+            seed=request.seed,
+            size=size,
+            steps=request.steps or 20,
+            guidance=7.5 if request.guidance is None else request.guidance,
+            model="stand-in",
+            revision="1",
+            device="cpu",
+            seconds=0.5,
+            batch=3,
+        )
+
+    async def facts(self) -> PainterFacts:
+        if self._instead:
+            await self._instead()
+        return FACTS
+
+
+def failing(error: Exception) -> StandIn:
+    async def fail() -> None:
+        raise error
+
+    return StandIn(fail)
+
+
+def get(
+    backend: StandIn,
+    params: dict[str, str | int | float],
+    path: str = "/imagine",
+    options: ServingOptions | None = None,
+    headers: dict[str, str] | None = None,
+) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(create_api(backend, options or ServingOptions()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get(path, params=params, headers=headers)
+
+    return asyncio.run(ask())
+
+
+def test_the_walkthrough_s_client_needs_only_a_prompt() -> None:
+    backend = StandIn()
+    answer = get(backend, {"prompt": "a red circle"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
+    asked = backend.asked[0]
+    assert (asked.size, asked.steps, asked.guidance, asked.negative_prompt) == (None, None, None, "")
+    assert answer.headers["x-raynest-seed"] == str(asked.seed)
+
+
+def test_without_a_seed_each_request_draws_its_own() -> None:
+    backend = StandIn()
+    for _ in range(2):
+        get(backend, {"prompt": "x"})
+    first, second = (request.seed for request in backend.asked)
+    assert first != second
+    assert min(first, second) >= 0
+    assert max(first, second) <= MAX_SEED
+
+
+def test_every_parameter_reaches_the_painter_and_the_headers() -> None:
+    backend = StandIn()
+    answer = get(
+        backend,
+        {
+            "prompt": "a cat",
+            "img_size": 128,
+            "seed": 5,
+            "steps": 9,
+            "guidance": 2.5,
+            "negative_prompt": "dog",
+            "format": "webp",
+        },
+    )
+    assert backend.asked == [ImageRequest("a cat", 5, "dog", 128, 9, 2.5, "webp")]
+    assert answer.headers["content-type"] == "image/webp"
+    told = {key: value for key, value in answer.headers.items() if key.startswith("x-raynest-")}
+    assert told == {
+        "x-raynest-seed": "5",
+        "x-raynest-model": "stand-in",
+        "x-raynest-revision": "1",
+        "x-raynest-steps": "9",
+        "x-raynest-guidance": "2.5",
+        "x-raynest-size": "128",
+        "x-raynest-device": "cpu",
+        "x-raynest-seconds": "0.5",
+        "x-raynest-batch": "3",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", ""),
+        ("prompt", "  \t"),
+        ("prompt", "x" * 100_000),
+        ("prompt", "a\x00b"),
+        ("img_size", 65),
+        ("img_size", 24),
+        ("img_size", 0),
+        ("img_size", -64),
+        ("img_size", 1032),
+        ("img_size", "big"),
+        ("steps", 0),
+        ("steps", 151),
+        ("steps", 2.5),
+        ("guidance", "nan"),
+        ("guidance", "inf"),
+        ("guidance", -0.1),
+        ("guidance", 51),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", "abc"),
+        ("negative_prompt", "x" * 2001),
+        ("negative_prompt", "a\x00b"),
+        ("format", "bmp"),
+    ],
+)
+def test_bad_input_is_422_and_names_the_field(field: str, value: str | int | float) -> None:
+    backend = StandIn()
+    # httpx refuses to send URLs over 64 kB, so a long value goes straight into the ASGI scope.
+    answer = ask_raw(backend, {"prompt": "fine", field: value})
+    assert answer.status_code == 422
+    issues = answer.json()["detail"]
+    assert [issue["loc"] for issue in issues] == [["query", field]]
+    assert issues[0]["msg"]
+    assert len(answer.content) < 1000
+    assert backend.asked == []
+
+
+def ask_raw(backend: StandIn, params: dict[str, str | int | float]) -> httpx.Response:
+    """GET /imagine without a URL length limit."""
+    from urllib.parse import urlencode
+
+    from starlette.types import Message, Scope
+
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/imagine",
+        "raw_path": b"/imagine",
+        "query_string": urlencode(params).encode(),
+        "root_path": "",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(create_api(backend, ServingOptions())(scope, receive, send))
+    body = b"".join(message.get("body", b"") for message in sent)
+    return httpx.Response(sent[0]["status"], headers=sent[0]["headers"], content=body)
+
+
+def test_missing_prompt_is_422() -> None:
+    answer = get(StandIn(), {})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["query", "prompt"]
+
+
+ANY_VALUE = st.one_of(
+    st.text(max_size=40),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.sampled_from(["1e9", "0x10", "٣", "+", "%"]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["prompt", "img_size", "seed", "steps", "guidance", "negative_prompt", "format"]),
+        ANY_VALUE,
+    )
+)
+def test_no_input_is_a_500(params: dict[str, str | int | float]) -> None:
+    backend = StandIn()
+    encodable = {key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+                 for key, value in params.items()}  # fmt: skip
+    answer = get(backend, encodable)
+    assert answer.status_code in (200, 422)
+    assert (answer.status_code == 200) == (len(backend.asked) == 1)
+    for asked in backend.asked:
+        assert asked.prompt.strip()
+        assert 0 <= asked.seed <= MAX_SEED
+        assert asked.size is None or (32 <= asked.size <= 1024 and asked.size % 8 == 0)
+        assert asked.steps is None or 1 <= asked.steps <= 150
+        assert asked.guidance is None or 0 <= asked.guidance <= 50
+
+
+def test_limits_come_from_the_options_and_show_in_openapi() -> None:
+    options = ServingOptions(max_img_size=128, max_steps=4, max_prompt_chars=10)
+    for params in ({"img_size": 136}, {"steps": 5}, {"negative_prompt": "12345678901"}):
+        assert get(StandIn(), {"prompt": "x", **params}, options=options).status_code == 422
+    described = get(StandIn(), {}, "/openapi.json", options=options).json()
+    parameters = {p["name"]: p for p in described["paths"]["/imagine"]["get"]["parameters"]}
+    assert [name for name, parameter in parameters.items() if parameter["required"]] == ["prompt"]
+    assert parameters["img_size"]["schema"]["anyOf"][0]["maximum"] == 128
+
+
+def test_a_full_queue_is_503_with_retry_after() -> None:
+    answer = get(failing(PainterBusy("the queue is full: 9 images")), {"prompt": "x"})
+    assert answer.status_code == 503
+    assert answer.json() == {"detail": "the queue is full: 9 images"}
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_an_unreachable_model_is_503_with_retry_after() -> None:
+    answer = get(failing(PainterUnavailable("the model replica died")), {"prompt": "x"})
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_pipeline_failure_is_500_with_its_reason() -> None:
+    answer = get(failing(PaintingFailed("RuntimeError: shapes")), {"prompt": "x"})
+    assert (answer.status_code, answer.json()) == (500, {"detail": "RuntimeError: shapes"})
+
+
+def test_the_deadline_is_504_and_cancels_the_work() -> None:
+    ended: list[str] = []
+
+    async def never() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    answer = get(StandIn(never), {"prompt": "x"}, options=ServingOptions(deadline_s=0.05))
+    assert answer.status_code == 504
+    assert "deadline" in answer.json()["detail"]
+    assert ended == ["cancelled"]
+
+
+def test_retry_after_follows_the_pace_within_a_minute() -> None:
+    front = Front(StandIn(), 10)
+    assert front.retry_after_s == 1
+    front._seconds_per_image = 7.2
+    assert front.retry_after_s == 8
+    front._seconds_per_image = 1e6
+    assert front.retry_after_s == 60
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", "png"),
+        ("*/*", "png"),
+        ("image/webp", "webp"),
+        ("image/jpeg;q=0.9", "jpeg"),
+        ("image/avif,image/webp,image/png,*/*;q=0.8", "png"),
+        ("text/html", "png"),
+    ],
+)
+def test_accept_chooses_a_format_only_where_png_is_unwelcome(accept: str, expected: str) -> None:
+    assert accepted_format(accept) == expected
+    answer = get(StandIn(), {"prompt": "x"}, headers={"accept": accept})
+    assert answer.headers["content-type"] == f"image/{expected}"
+
+
+def test_a_model_name_beyond_latin_1_fits_a_header() -> None:
+    class Foreign(StandIn):
+        async def paint(self, request: ImageRequest) -> Painting:
+            return replace(await super().paint(request), model="模型", filtered=True)
+
+    answer = get(Foreign(), {"prompt": "x"})
+    assert answer.headers["x-raynest-model"] == "\\u6a21\\u578b"
+    assert answer.headers["x-raynest-filtered"] == "safety checker"
+
+
+def test_health_tells_the_facts_and_the_counts() -> None:
+    async def ask() -> tuple[dict[str, object], dict[str, object]]:
+        transport = httpx.ASGITransport(create_api(StandIn(), ServingOptions()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            before = (await client.get("/health")).json()
+            await client.get("/imagine", params={"prompt": "x"})
+            return before, (await client.get("/health")).json()
+
+    before, after = asyncio.run(ask())
+    assert before["status"] == "ok"
+    assert (before["model"], before["device"], before["warm"], before["native_size"]) == (
+        "stand-in",
+        "cpu",
+        True,
+        64,
+    )
+    assert (before["queue_depth"], before["images_served"]) == (0, 0)
+    assert (after["queue_depth"], after["images_served"]) == (0, 1)
+
+
+def test_health_counts_what_is_in_work() -> None:
+    async def watch() -> tuple[int, int]:
+        release = asyncio.Event()
+
+        async def held() -> None:
+            await release.wait()
+
+        front = Front(StandIn(held), 10)
+        painting = [asyncio.create_task(front.paint(ImageRequest("x", n))) for n in range(3)]
+        await asyncio.sleep(0)
+        during = front.in_work
+        release.set()
+        await asyncio.gather(*painting)
+        return during, front.in_work
+
+    assert asyncio.run(watch()) == (3, 0)
+
+
+def test_health_is_503_when_the_model_is_gone() -> None:
+    answer = get(failing(PainterUnavailable("the model replica died")), {}, "/health")
+    assert answer.status_code == 503
+    assert answer.json() == {
+        "status": "failed",
+        "detail": "the model replica died",
+        "queue_depth": 0,
+        "images_served": 0,
+    }
+
+
+def test_a_busy_painter_leaves_health_with_what_it_last_knew() -> None:
+    async def watch() -> tuple[tuple[int, dict[str, object]], tuple[int, dict[str, object]]]:
+        busy = [False]
+
+        async def maybe() -> None:
+            if busy[0]:
+                raise PainterBusy("full")
+
+        front = Front(StandIn(maybe), 10)
+        first = await front.health()
+        busy[0] = True
+        return first, await front.health()
+
+    (_, first), (status, second) = asyncio.run(watch())
+    assert status == 200
+    assert (first["status"], second["status"]) == ("ok", "busy")
+    assert second["model"] == "stand-in"
