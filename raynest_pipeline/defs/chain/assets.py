@@ -12,6 +12,7 @@ from raynest_pipeline.defs.failures import as_failure
 from raynest_pipeline.defs.metadata import metadata_of, observation_metadata
 from raynest_pipeline.defs.progress import log_steps, tell
 from raynest_pipeline.defs.resources import RaynestResource
+from raynest_pipeline.errors import RemoteError
 
 GROUP = "chain"
 OWNERS = ["team:ml-platform"]
@@ -82,8 +83,16 @@ def price_facts(report: Report) -> dict[str, Fact]:
 def cluster(context: dg.AssetExecutionContext, raynest: RaynestResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     with as_failure():
         chain = raynest.chain()
-        price = chain.preflight()
-    return _ensure(context, chain, "cluster", price_facts(price) if price else {})
+    return _ensure(context, chain, "cluster", _price_now(chain))
+
+
+def _price_now(chain: Chain) -> dict[str, Fact]:
+    """What it costs per hour, for the record; a cluster that is up needs no answer to be kept."""
+    try:
+        report = chain.preflight()
+    except RemoteError:
+        return {"price": "unknown"}
+    return price_facts(report) if report else {}
 
 
 @dg.asset(
