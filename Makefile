@@ -7,8 +7,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# The state of this checkout, whatever folder a command runs in.
-export RAYNEST_HOME ?= $(CURDIR)/.raynest
 
 .PHONY: demo test dev clean install check lint types defs docs constraints
 
@@ -16,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/raynest demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 dev: $(STAMP)
 	$(BIN)/raynest dev
@@ -43,6 +41,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing into $(VENV): about 2 GB, a few minutes."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
 	touch $@
 
@@ -53,7 +52,10 @@ constraints: pyproject.toml
 	build/lock/bin/python -m pip freeze --exclude raynest | sed "s|+cpu$$||" > constraints.txt
 	rm -rf build/lock
 
-# Removes folders that raynest made, and only those; the sandbox first ends what it started.
+# Removes folders that raynest made, and only those; the sandbox first ends what it started. The record of a
+# real chain that is up is not thrown away.
 clean:
-	if test -x $(BIN)/raynest; then $(BIN)/raynest sandbox stop; fi
+	@if grep -lqs '"up": true' .raynest/chains/alibaba/*/wanted.json; then \
+	  echo "A chain on Alibaba Cloud is up: run raynest down first."; exit 1; fi
+	if test -x $(BIN)/raynest; then RAYNEST_HOME=$(CURDIR)/.raynest $(BIN)/raynest sandbox stop; fi
 	rm -rf $(CURDIR)/.raynest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

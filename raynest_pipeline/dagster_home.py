@@ -1,19 +1,22 @@
 """Dagster's own state: where it is kept, and runs whose process is gone."""
 
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from raynest_pipeline.errors import SettingsError
-from raynest_pipeline.files import make_dir, private_dir, write_atomic
+from raynest_pipeline.files import private_dir, write_atomic
 from raynest_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     import dagster as dg
 
 PID_TAG = "raynest/pid"
-"""On runs that execute in the command line's own process: nobody else notices when that one dies."""
+"""On every run that executes raynest's steps: nobody else notices when its process dies."""
 
 
 def packaged(name: str) -> Path:
@@ -38,12 +41,7 @@ def prepare_dagster_home(settings: Settings) -> Path:
             f"DAGSTER_HOME is {given!r}, but must be an absolute path.", fix="Unset it, or make it absolute."
         )
     home = Path(given) if given else settings.home_dir / "dagster"
-    if given:
-        # Somebody's own folder: its permissions are theirs.
-        make_dir(home)
-    else:
-        private_dir(home.parent)
-        private_dir(home)
+    private_dir(home)
     wanted = packaged("dagster.yaml").read_text(encoding="utf-8")
     target = home / "dagster.yaml"
     if not target.exists() or (not given and target.read_text(encoding="utf-8") != wanted):
@@ -52,26 +50,42 @@ def prepare_dagster_home(settings: Settings) -> Path:
     return home
 
 
+def pid_tag() -> dict[str, str]:
+    """The tag of a run that executes in this process: host, pid, and when the process began."""
+    process = psutil.Process()
+    return {PID_TAG: f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"}
+
+
 def is_dead(tags: Mapping[str, str]) -> bool:
-    """Whether a run carries the pid of a process of ours that has ended."""
-    pid = tags.get(PID_TAG, "")
-    if not pid.isdigit():
+    """Whether a run carries the tag of a process of this host that has ended."""
+    host, _, rest = tags.get(PID_TAG, "").rpartition(":")[0].rpartition(":")
+    began = tags.get(PID_TAG, "").rpartition(":")[2]
+    if host != socket.gethostname() or not rest.isdigit() or not began.isdigit():
         return False
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        # A pid is used again; a process with the same pid that began at another time is another one.
+        return abs(psutil.Process(int(rest)).create_time() - int(began)) > 1.5
+    except psutil.NoSuchProcess:
         return True
-    except PermissionError:
+    except psutil.AccessDenied:
         return False
-    return False
 
 
 def end_dead_runs(instance: "dg.DagsterInstance") -> int:
-    """Record as failed the runs whose process was killed; how many there were."""
+    """Record as failed the runs whose process was killed; how many there were.
+
+    Nobody else does: Dagster cannot tell whether a run of this kind still has a process, and one that never
+    ends would hold the chain's place in the queue for ever.
+    """
     import dagster as dg
 
-    unfinished = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED]
+    unfinished = [
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.NOT_STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]
     dead = [run for run in instance.get_runs(dg.RunsFilter(statuses=unfinished)) if is_dead(run.tags)]
     for run in dead:
-        instance.report_run_failed(run, "The raynest process that executed this run was killed.")
+        instance.report_run_failed(run, "The process that executed this run was killed.")
     return len(dead)

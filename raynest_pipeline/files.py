@@ -16,25 +16,17 @@ PRIVATE_FILE = 0o600
 
 
 def private_dir(path: Path) -> Path:
-    """Make a folder (and its parents) that only its owner can enter.
+    """Make a folder (and its parents) that only its owner can enter; one that is there keeps its permissions.
+
+    What is secret in it is private by itself: `write_atomic` makes files for their owner only.
 
     Raises:
         StorageError: It cannot be made.
     """
     with _storage_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(PRIVATE_DIR)
-    return path
-
-
-def make_dir(path: Path) -> Path:
-    """Make a folder (and its parents) where there is none; one that is there keeps its permissions.
-
-    Raises:
-        StorageError: It cannot be made.
-    """
-    with _storage_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(mode=PRIVATE_DIR, exist_ok=True)
     return path
 
 

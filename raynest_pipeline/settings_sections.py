@@ -275,9 +275,12 @@ class Health(Section):
     max_attempts: int = Field(
         3, ge=1, description="Redeploys of one incident before raynest leaves it to a person."
     )
+    settle_seconds: int = Field(
+        1800, ge=0, description="So long everything must be ready for an incident to be over."
+    )
     buy_cluster: bool = Field(
         False,
-        description="Whether a repair may buy a new cluster when there is none any more. "
+        description="Whether a repair may buy a new cluster when there is none, or only a failed one. "
         "Off: somebody may have deleted it to stop the bill.",
     )
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from raynest_pipeline.alibaba.answers import Answer, answer_of
 from raynest_pipeline.alibaba.error_table import NO_ANSWER, NO_CREDENTIALS, NOT_SENT
 from raynest_pipeline.alibaba.errors import CloudError, Failure, classify
-from raynest_pipeline.errors import AccessError, SettingsError
+from raynest_pipeline.errors import AccessError, SettingsError, Verdict
 from raynest_pipeline.settings import Alibaba
 from raynest_pipeline.waiting import Clock, Deadline, retry
 
@@ -186,9 +186,18 @@ class CloudAccess:
         own = (self.access_key_secret or "", self.security_token or "")
         hidden = tuple(secret for secret in (*own, *secrets) if secret)
         deadline = Deadline.after(self.patience_seconds, self.clock)
-        return retry(
-            lambda: _classified(operation, fn, hidden), deadline=deadline, repeat_unknown=repeat_unknown
-        )
+        doubtful = False
+
+        def attempt() -> T:
+            nonlocal doubtful
+            try:
+                return _classified(operation, fn, hidden)
+            except CloudError as error:
+                error.doubtful = doubtful
+                doubtful = doubtful or error.verdict is Verdict.UNKNOWN
+                raise
+
+        return retry(attempt, deadline=deadline, repeat_unknown=repeat_unknown)
 
     def product(self, name: str, region: str | None = None) -> Product:
         """The SDK of a product, imported at the first use, with one client for everybody.

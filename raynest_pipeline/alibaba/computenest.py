@@ -18,6 +18,9 @@ STATUS_FAILED = "DeployedFailed"
 STATUS_DELETING = "Deleting"
 STATUS_DELETED = "Deleted"
 STATUS_DELETE_FAILED = "DeletedFailed"
+STATUS_STOPPED = "Stopped"
+STATUS_START_FAILED = "StartFailed"
+"""It and Stopped: an instance that StartServiceInstance can start (facts, section 3)."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,4 @@ class ServiceInstances(Protocol):
 
     def check_deployable(self, service: Service, post_paid_amount: Decimal) -> Sequence[DeployCheck] | None:
         """What stands against it (balance, quota); empty: nothing. None: this side has no such call."""
-        ...
-
-    def name_is_free(self, name: str, service: Service) -> bool | None:
-        """Whether an instance may be called so. None: this side has no such call."""
         ...

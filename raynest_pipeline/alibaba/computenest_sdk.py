@@ -247,10 +247,6 @@ class SupplierSide:
         """See `ServiceInstances`. The supplier side has no such call."""
         return None
 
-    def name_is_free(self, name: str, service: Service) -> bool | None:
-        """See `ServiceInstances`. The supplier side has no such call."""
-        return None
-
     def _of(self, service: Service) -> dict[str, str]:
         """What every request about one service says."""
         return {
@@ -347,24 +343,6 @@ class UserSide(SupplierSide):
             ),
             answers.failed_checks,
         )
-
-    def name_is_free(self, name: str, service: Service) -> bool | None:
-        """See `ServiceInstances`."""
-        about = {key: value for key, value in self._of(service).items() if key != "region_id"}
-        try:
-            self._access.read(
-                self.product,
-                "ValidateServiceInstanceName",
-                lambda client, models: client.validate_service_instance_name(
-                    models.ValidateServiceInstanceNameRequest(service_instance_name=name, **about)
-                ),
-                rpc,
-            )
-        except CloudError as error:
-            if error.access or error.verdict is not Verdict.PERMANENT or error.code == "MissingParameter":
-                raise
-            return False
-        return True
 
 
 def _secrets(parameters: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from raynest_pipeline.alibaba.errors import CloudError
 from raynest_pipeline.errors import Verdict
 
 _CLUSTER_PAGE_SIZE = 50
-_NODE_PAGE_SIZE = "100"
 
 
 @dataclass(frozen=True)
@@ -52,32 +51,6 @@ class TemporaryKubeconfig:
     text: SecretStr
     expires_at: datetime | None
     """UTC; None when the answer didn't say."""
-
-
-@dataclass(frozen=True)
-class NodePool:
-    """A node pool, as it came out."""
-
-    id: str
-    name: str
-    state: str
-    instance_types: tuple[str, ...]
-    disk_gib: int | None
-    disk_category: str
-    total_nodes: int
-    healthy_nodes: int
-
-
-@dataclass(frozen=True)
-class Node:
-    """A worker node, as CS sees it."""
-
-    instance_id: str
-    instance_type: str
-    name: str
-    status: str
-    """Ready | NotReady | Unknown | Offline"""
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,33 +152,6 @@ class Clusters:
             ),
         )
 
-    def node_pools(self, cluster_id: str) -> list[NodePool]:
-        """The node pools."""
-        return self._access.read(
-            "cs",
-            "DescribeClusterNodePools",
-            lambda client, models: client.describe_cluster_node_pools(
-                cluster_id, models.DescribeClusterNodePoolsRequest()
-            ),
-            lambda answer: [_node_pool(item) for item in answer.children("nodepools")],
-        )
-
-    def nodes(self, cluster_id: str) -> list[Node]:
-        """The nodes."""
-
-        def page(number: int) -> tuple[list[Node], int]:
-            return self._access.read(
-                "cs",
-                "DescribeClusterNodes",
-                lambda client, models: client.describe_cluster_nodes(
-                    cluster_id,
-                    models.DescribeClusterNodesRequest(page_number=str(number), page_size=_NODE_PAGE_SIZE),
-                ),
-                lambda answer: ([_node(item) for item in answer.children("nodes")], _total(answer, "page")),
-            )
-
-        return all_by_number(page)
-
     def resources(self, cluster_id: str) -> list[ClusterResource]:
         """What the cluster consists of, for the audit: ask before it is deleted. Empty when it is gone."""
         try:
@@ -263,30 +209,6 @@ def _task(answer: Answer) -> Task:
     # The official sample shows an error beside the state `running`.
     message = error.text("message") if state.startswith("fail") else answer.text("current_stage")
     return Task(id=answer.required("task_id"), state=state, message=message)
-
-
-def _node_pool(item: Answer) -> NodePool:
-    info, scaling, status = item.child("nodepool_info"), item.child("scaling_group"), item.child("status")
-    return NodePool(
-        id=info.required("nodepool_id"),
-        name=info.text("name"),
-        state=status.text("state"),
-        instance_types=scaling.texts("instance_types"),
-        disk_gib=scaling.integer("system_disk_size"),
-        disk_category=scaling.text("system_disk_category"),
-        total_nodes=status.integer("total_nodes") or 0,
-        healthy_nodes=status.integer("healthy_nodes") or 0,
-    )
-
-
-def _node(item: Answer) -> Node:
-    return Node(
-        instance_id=item.text("instance_id"),
-        instance_type=item.text("instance_type"),
-        name=item.text("node_name"),
-        status=item.required("node_status"),
-        error=item.text("error_message"),
-    )
 
 
 def _resource(item: Answer) -> ClusterResource:

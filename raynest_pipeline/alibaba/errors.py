@@ -32,6 +32,8 @@ class CloudError(RemoteError):
         request_id: The cloud's id of the call, for its support; "" when none came.
         denied_action: The permission that is missing, e.g. `vpc:AllocateEipAddress`; "" when it isn't that.
         access: Whether credentials or permissions are the cause.
+        doubtful: Whether an earlier attempt of the same call had an unknown outcome: this one's "no" does
+            not mean that nothing was done.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class CloudError(RemoteError):
         self.request_id = request_id
         self.denied_action = denied_action
         self.access = access
+        self.doubtful = False
 
     @property
     def exit_code_for_verdict(self) -> int:

@@ -10,20 +10,23 @@ from typing import TypeVar
 from raynest_pipeline.alibaba.cloud import Cloud
 from raynest_pipeline.chain.cluster import ClusterLink
 from raynest_pipeline.chain.endpoint import EndpointFinder, Route
-from raynest_pipeline.chain.intent import is_wanted, want
+from raynest_pipeline.chain.intent import is_wanted, state_dir, want
 from raynest_pipeline.chain.journal import Journal
 from raynest_pipeline.chain.kubeconfig import KubeAccess, KubeconfigLink, given_kubeconfig
-from raynest_pipeline.chain.link import Change, Link, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.link import UNSEEN, Change, Link, Observation, OnStep, Step, silent
 from raynest_pipeline.chain.lock import chain_lock
 from raynest_pipeline.chain.parameters import owner_tags
 from raynest_pipeline.chain.preflight import Report, run_preflight
 from raynest_pipeline.chain.public_ip import PublicIpLink
 from raynest_pipeline.chain.ray_service import RayServiceLink
-from raynest_pipeline.errors import AccessError, NotReadyError, RaynestError
+from raynest_pipeline.errors import AccessError, RaynestError, RefusedError
 from raynest_pipeline.settings import Profile, Settings
 from raynest_pipeline.waiting import Clock, Deadline, SystemClock
 
 T = TypeVar("T")
+
+_GOES_WITH_CLUSTER = {RayServiceLink.name: 180.0, PublicIpLink.name: 600.0}
+"""Links that a teardown doesn't insist on while the cluster stands and costs, and how long it tries (s)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Teardown:
 
     changes: tuple[Change, ...]
     left: tuple[str, ...] = ()
-    """Resources that still carry our tag: they may cost money."""
+    """Resources that still carry our tag, or that the cluster made: they may cost money."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,6 @@ class Chain:
         """
         return {link.name: link for link in self.links}[name]
 
-    def has(self, name: str) -> bool:
-        """Whether this profile's chain has a link called `name`."""
-        return any(link.name == name for link in self.links)
-
     def preflight(self) -> Report | None:
         """Everything to know before buying; None when this profile buys nothing."""
         return run_preflight(self.settings, self.cloud) if self.cloud else None
@@ -71,63 +70,82 @@ class Chain:
         return [link.observe() for link in self.links]
 
     def plan(self) -> list[Change]:
-        """What `ensure` would change, link by link. What hangs on something missing is planned as new."""
+        """What `ensure` would change, link by link. What hangs on something missing is planned as new.
+
+        Raises:
+            AccessError: There are no credentials.
+        """
         changes: list[Change] = []
         for link in self.links:
             try:
                 changes += link.plan()
+            except AccessError:
+                raise
             except RaynestError as error:
-                changes.append(Change(link.name, "none", "cannot be planned", error.what))
+                changes.append(Change(link.name, UNSEEN, "cannot be planned", f"{error.what} {error.why}"))
         return changes
 
     def deadline(self, link: str) -> Deadline:
         """How long this link may take, from now."""
         return Deadline.after(getattr(self.settings.deadlines, link), self.clock)
 
-    def ensure(self, name: str, on_step: OnStep = silent) -> Observation:
-        """Make one link ready; the ones before it must be."""
-        with self.writing():
-            want(self.settings.home_dir, True)
-            return self.link(name).ensure(self.deadline(name), on_step)
-
-    def ensure_from_first_broken(
-        self, on_step: OnStep = silent, on_link: Callable[[Observation], None] = lambda _: None
-    ) -> list[Observation]:
-        """The redeploy: `ensure` from the first link that isn't ready, to the end.
+    def ensure(self, name: str, on_step: OnStep = silent, *, repair: bool = False) -> Observation:
+        """Make one link ready; the ones before it must be.
 
         Args:
+            name: The link.
             on_step: Hears of progress.
-            on_link: Hears of each link that is ready, as it was found or made.
+            repair: Nobody asked for it but the sensor. Then the chain must still be wanted, and a cluster is
+                bought only with `health.buy_cluster`. Otherwise the wish to have it up goes on record.
+
+        Raises:
+            RefusedError: A repair of what was taken down meanwhile, or one that would have to buy.
+            RaynestError: As `Link.ensure`.
         """
-        results = []
-        mending = False
-        for link in self.links:
-            seen = link.observe()
-            if mending or not seen.ready:
-                mending = True
-                on_step(Step(link.name, f"{seen.state}: {seen.cause}" if seen.cause else str(seen.state)))
-                seen = self.ensure(link.name, on_step)
-            results.append(seen)
-            on_link(seen)
-        return results
+        with self.writing():
+            if repair and not self.wanted:
+                raise RefusedError(
+                    "The chain is not repaired: it was taken down meanwhile.", fix="Run `raynest up`."
+                )
+            if not repair:
+                want(self.settings, True)
+            link, deadline = self.link(name), self.deadline(name)
+            if isinstance(link, ClusterLink):
+                may_buy = not repair or self.settings.health.buy_cluster
+                return link.ensure(deadline, on_step, may_buy=may_buy)
+            return link.ensure(deadline, on_step)
 
     def teardown(self, on_step: OnStep = silent) -> Teardown:
         """Remove all links, last one first, and audit what is left.
 
-        What is inside the cluster goes with it: that it cannot be reached does not stop the rest.
+        Whatever sticks, the cluster goes, which costs the most: what is inside it goes with it, and an
+        address that could not be taken off it is tried again afterwards.
+
+        Raises:
+            RaynestError: What could not be removed.
         """
         changes: list[Change] = []
+        again: list[Link] = []
         with self.writing():
-            want(self.settings.home_dir, False)
+            want(self.settings, False)
             for link in reversed(self.links):
-                deadline = Deadline.after(self.settings.deadlines.remove, self.clock)
                 try:
-                    changes += link.remove(deadline, on_step)
+                    changes += link.remove(self._remove_deadline(link), on_step)
                 except RaynestError as error:
-                    if self.cloud is None or link.name != RayServiceLink.name:
+                    if self.cloud is None or link.name not in _GOES_WITH_CLUSTER:
                         raise
-                    on_step(Step(link.name, f"left to the cluster's deletion: {error.what} {error.why}"))
-        return Teardown(tuple(changes), self.audit())
+                    said = f"left until the cluster is deleted: {error.what} {error.why}".rstrip()
+                    on_step(Step(link.name, said))
+                    again += [link] if link.name == PublicIpLink.name else []
+            for link in again:
+                changes += link.remove(self._remove_deadline(link), on_step)
+        left = tuple(f"{change.what} ({change.why})" for change in changes if change.action == "left")
+        return Teardown(tuple(c for c in changes if c.action != "left"), (*self.audit(), *left))
+
+    def _remove_deadline(self, link: Link) -> Deadline:
+        whole = Deadline.after(self.settings.deadlines.remove, self.clock)
+        most = _GOES_WITH_CLUSTER.get(link.name) if self.cloud is not None else None
+        return whole if most is None else whole.at_most(most)
 
     def audit(self) -> tuple[str, ...]:
         """What in the cloud still carries our tag.
@@ -187,7 +205,7 @@ class Chain:
     @property
     def wanted(self) -> bool:
         """Whether the chain should be up."""
-        return is_wanted(self.settings.home_dir)
+        return is_wanted(self.settings)
 
 
 def build_chain(settings: Settings, clock: Clock | None = None, *, patience_seconds: float = 60.0) -> Chain:
@@ -204,7 +222,7 @@ def build_chain(settings: Settings, clock: Clock | None = None, *, patience_seco
         ray_service = RayServiceLink(settings, kube, namespace, endpoints)
         return Chain(settings, [ray_service], ray_service, kube, path, endpoints, clock, lambda: None)
     cloud = Cloud.from_settings(settings, clock, patience_seconds=patience_seconds)
-    journal = Journal(settings.home_dir / "journal.json")
+    journal = Journal(state_dir(settings) / "journal.json")
     cluster = ClusterLink(settings, cloud, journal)
     public_ip = PublicIpLink(settings, cloud, journal, cluster)
     kubeconfig = KubeconfigLink(settings, cloud, public_ip, clock)
@@ -220,19 +238,3 @@ def build_chain(settings: Settings, clock: Clock | None = None, *, patience_seco
         kubeconfig.expires,
         cloud,
     )
-
-
-def first_not_ready(observations: Sequence[Observation]) -> Observation | None:
-    """The first link that isn't ready."""
-    return next((seen for seen in observations if not seen.ready), None)
-
-
-def require_ready(observations: Sequence[Observation]) -> None:
-    """Raise unless every link is ready.
-
-    Raises:
-        NotReadyError: Names the first that isn't.
-    """
-    bad = first_not_ready(observations)
-    if bad is not None and bad.state is not State.UNKNOWN:
-        raise NotReadyError(f"{bad.link} is {bad.state}.", why=bad.cause, fix="Run `raynest up`.")

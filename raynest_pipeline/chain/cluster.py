@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from raynest_pipeline.alibaba.cloud import Cloud
 from raynest_pipeline.alibaba.computenest import (
@@ -11,44 +11,45 @@ from raynest_pipeline.alibaba.computenest import (
     STATUS_DELETING,
     STATUS_DEPLOYED,
     STATUS_FAILED,
-    Service,
+    STATUS_START_FAILED,
+    STATUS_STOPPED,
     ServiceInstance,
 )
-from raynest_pipeline.alibaba.cs import Cluster
-from raynest_pipeline.alibaba.password import generate_password
-from raynest_pipeline.chain.journal import Intent, Journal
-from raynest_pipeline.chain.link import Change, Facts, Observation, OnStep, State, Step, silent
-from raynest_pipeline.chain.parameters import OWNER_TAG, owner_tags, template_parameters
-from raynest_pipeline.chain.preflight import Report, describe_price, run_preflight
-from raynest_pipeline.errors import NotReadyError, RefusedError, RemoteError, Verdict
+from raynest_pipeline.chain.instances import KEY, Found, Instances
+from raynest_pipeline.chain.journal import Journal
+from raynest_pipeline.chain.link import UNSEEN, Change, Fact, Facts, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.parameters import drift
+from raynest_pipeline.chain.preflight import run_preflight
+from raynest_pipeline.chain.purchase import ClusterPurchase, price_text
+from raynest_pipeline.errors import NotReadyError, RefusedError, RemoteError
 from raynest_pipeline.settings import Settings
 from raynest_pipeline.waiting import Backoff, Deadline, Done, Waiting, wait_for
 
-_CLUSTER_ID = re.compile(r"c[0-9a-f]{32}")
+TERMINAL_STATES = ("failed", "unavailable", "inactive", "deleting", "deleted", "delete_failed")
+"""States of an ACK cluster that no waiting ends."""
+_FAILED = (STATUS_FAILED, STATUS_DELETE_FAILED)
+_STOPPED = (STATUS_STOPPED, STATUS_START_FAILED)
 _STALE_SECONDS = 30.0
 """How long after asking for a deletion the failure of an earlier one may still show."""
+_LISTING_SECONDS = 60.0
+"""How long a purchase whose answer was lost may take to be listed."""
+_LAG_SECONDS = 10.0
+"""How long the cloud may deny an instance that it has just sold."""
 _POLL = Backoff(first=1.0, factor=1.5, most=10.0)
 """At most a call every few seconds: no rate limits are published for Compute Nest."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """What belongs to this chain in the cloud."""
-
-    instance: ServiceInstance | None
-    cluster: Cluster | None
-    cause: str = ""
 
 
 class ClusterLink:
     """Creates, adopts, watches and deletes the service instance called `settings.name`."""
 
-    name = "cluster"
+    name = KEY
 
     def __init__(self, settings: Settings, cloud: Cloud, journal: Journal) -> None:
         self._settings = settings
         self._cloud = cloud
         self._journal = journal
+        self._instances = Instances(settings, cloud, journal)
+        self._purchase = ClusterPurchase(settings, cloud, journal)
 
     # -- observe ---------------------------------------------------------------------------------
 
@@ -65,68 +66,33 @@ class ClusterLink:
 
         Raises:
             CloudError: The cloud could not be asked.
-            RefusedError: An instance of this name exists that isn't ours.
+            RefusedError: An instance of this name exists that isn't ours, or ours is in another region.
         """
-        instance = self._instance()
-        if instance is None or instance.status != STATUS_DEPLOYED:
-            return Found(instance, None)
-        cluster = self._ack_cluster(instance)
-        return Found(instance, cluster, "" if cluster else "its ACK cluster is not to be found")
-
-    def _instance(self) -> ServiceInstance | None:
-        ours = self._ours()
-        # One that works comes before one that is on its way, and that before a failed or dying one.
-        rank = {STATUS_DEPLOYED: 0, STATUS_FAILED: 2, STATUS_DELETING: 3, STATUS_DELETE_FAILED: 3}
-        return min(ours, key=lambda instance: rank.get(instance.status, 1), default=None)
-
-    def _ours(self) -> list[ServiceInstance]:
-        instances = self._cloud.instances.find_instances(self._settings.name)
-        ours = [i for i in instances if i.tags.get(OWNER_TAG) == self._settings.name]
-        # An instance can be listed before its tags are; the id on record says that it is ours.
-        intent = self._journal.read(self.name)
-        ours += [i for i in instances if i not in ours and intent and i.id == intent.remote_id]
-        if instances and not ours:
-            raise RefusedError(
-                f"A service instance named {self._settings.name} exists ({instances[0].id}), "
-                f"and raynest did not make it (it has no tag {OWNER_TAG}={self._settings.name}).",
-                fix=f"Set another `name`, or tag the instance {OWNER_TAG}={self._settings.name} to adopt it.",
-            )
-        return ours
-
-    def _ack_cluster(self, instance: ServiceInstance) -> Cluster | None:
-        """By its resources, else its ROS stack, else its name (alibaba-cloud facts 2.4)."""
-        if self._settings.alibaba.existing_cluster_id:
-            return self._cloud.clusters.get_cluster(self._settings.alibaba.existing_cluster_id)
-        for resource in self._cloud.instances.resources(instance.id):
-            if resource.product_code.lower() == "cs" and _CLUSTER_ID.fullmatch(resource.id):
-                return self._cloud.clusters.get_cluster(resource.id)
-        for stack_id in instance.stack_ids:
-            for part in self._cloud.stacks.stack_resources(stack_id, self._settings.alibaba.region_id):
-                if part.type == "ALIYUN::CS::ManagedKubernetesCluster" and part.physical_id:
-                    return self._cloud.clusters.get_cluster(part.physical_id)
-        named = self._cloud.clusters.find_clusters(instance.name)
-        return named[0] if len(named) == 1 else None
+        return self._instances.find()
 
     def _judge(self, found: Found) -> Observation:
         instance, cluster = found.instance, found.cluster
         if instance is None:
             return Observation(self.name, State.MISSING, "no service instance of this name")
-        facts = self._facts(instance, cluster)
+        facts = self._facts(found, instance)
         if instance.status == STATUS_DEPLOYED:
             if cluster is None:
                 return Observation(self.name, State.BROKEN, found.cause, facts)
-            if cluster.state in ("failed", "unavailable", "inactive", "deleting", "deleted", "delete_failed"):
+            if cluster.state in TERMINAL_STATES:
                 return Observation(self.name, State.BROKEN, f"the ACK cluster is {cluster.state}", facts)
-            return Observation(self.name, State.READY, "", facts)
-        if instance.status in (STATUS_FAILED, STATUS_DELETE_FAILED):
+            return Observation(self.name, State.READY, _also_paid(found), facts)
+        if instance.status in _FAILED:
             return Observation(self.name, State.BROKEN, self._failure(instance), facts)
+        if instance.status in _STOPPED:
+            cause = f"the service instance is {instance.status}: start it in the console"
+            return Observation(self.name, State.BROKEN, cause, facts)
         percent = "" if instance.progress is None else f" {instance.progress}%"
         return Observation(
             self.name, State.PENDING, f"{instance.status}{percent} {instance.status_detail}".strip(), facts
         )
 
-    def _facts(self, instance: ServiceInstance, cluster: Cluster | None) -> Facts:
-        facts = {
+    def _facts(self, found: Found, instance: ServiceInstance) -> Facts:
+        facts: dict[str, Fact] = {
             "instance_id": instance.id,
             "instance_status": instance.status,
             "region": self._settings.alibaba.region_id,
@@ -139,13 +105,15 @@ class ClusterLink:
             "namespace": instance.name,
             "created": instance.created.isoformat() if instance.created else "",
             "console": "https://computenest.console.aliyun.com/",
+            "differs": "; ".join(drift(instance.parameters, self._settings.alibaba)),
+            "also_paid": tuple(f"{other.id} ({other.status})" for other in found.others),
         }
-        if cluster is not None:
+        if found.cluster is not None:
             facts |= {
-                "cluster_id": cluster.id,
-                "cluster_state": cluster.state,
-                "kubernetes_version": cluster.version,
-                "vpc_id": cluster.vpc_id,
+                "cluster_id": found.cluster.id,
+                "cluster_state": found.cluster.state,
+                "kubernetes_version": found.cluster.version,
+                "vpc_id": found.cluster.vpc_id,
             }
         return {key: value for key, value in facts.items() if value}
 
@@ -163,97 +131,98 @@ class ClusterLink:
     def plan(self) -> list[Change]:
         seen = self.observe()
         if seen.state is State.READY:
-            return [Change(self.name, "none", f"service instance {seen.facts['instance_id']} is ready")]
-        if seen.state in (State.PENDING, State.UNKNOWN):
+            return self._plan_ready(seen)
+        if seen.state is State.UNKNOWN:
+            return [Change(self.name, UNSEEN, "could not be looked at", seen.cause)]
+        if seen.state is State.PENDING:
             return [Change(self.name, "wait", seen.cause)]
+        if seen.state is State.BROKEN and seen.facts.get("instance_status") not in _FAILED:
+            return [Change(self.name, "none", "nothing: it is left to a person", seen.cause)]
         report = run_preflight(self._settings, self._cloud)
         verb = "recreate" if seen.state is State.BROKEN else "create"
-        price = describe_price(report.price) if report.price else "price unknown"
         what = (
             f"service instance {self._settings.name} in {report.zone_id or self._settings.alibaba.region_id}"
         )
         refused = "".join(f"; refused: {check.message}" for check in report.refusals)
-        return [Change(self.name, verb, f"{what} ({price})", f"{seen.cause}{refused}")]
+        return [Change(self.name, verb, f"{what} ({price_text(report)})", f"{seen.cause}{refused}")]
 
-    def ensure(self, deadline: Deadline, on_step: OnStep = silent) -> Observation:
-        seen = self._observe_or_raise()
+    def _plan_ready(self, seen: Observation) -> list[Change]:
+        differs = seen.facts.get("differs", "")
+        why = f"it differs from the settings: {differs}; only `raynest down`, then `up`, changes it"
+        ready = f"service instance {seen.facts['instance_id']} is ready"
+        also = [Change(self.name, "none", seen.cause, "nobody needs it")] if seen.cause else []
+        return [Change(self.name, "none", ready, why if differs else ""), *also]
+
+    def ensure(self, deadline: Deadline, on_step: OnStep = silent, *, may_buy: bool = True) -> Observation:
+        """See `Link`. Without `may_buy` it adopts and waits, but raises RefusedError instead of buying."""
+        seen = self._judge(self.find())
         if seen.state is State.READY:
             return seen
         if seen.state is State.BROKEN:
-            seen = self._clear_broken(seen, deadline, on_step)
+            seen = self._clear_broken(seen, deadline, on_step, may_buy=may_buy)
         if seen.state is State.PENDING and seen.facts.get("instance_status") == STATUS_DELETING:
+            _refuse_purchase(may_buy, "the service instance is being deleted")
             self._wait_gone(str(seen.facts["instance_id"]), deadline, on_step)
             seen = Observation(self.name, State.MISSING)
         if seen.state is State.MISSING:
-            self._create(on_step)
+            self._create(deadline, on_step, may_buy=may_buy)
         return self._wait_ready(deadline, on_step)
 
-    def _observe_or_raise(self) -> Observation:
-        return self._judge(self.find())
-
-    def _clear_broken(self, seen: Observation, deadline: Deadline, on_step: OnStep) -> Observation:
+    def _clear_broken(
+        self, seen: Observation, deadline: Deadline, on_step: OnStep, *, may_buy: bool
+    ) -> Observation:
         """A deployment that failed earlier is deleted, since it costs and cannot be mended; then anew."""
-        if seen.facts.get("instance_status") == STATUS_DEPLOYED:
-            raise NotReadyError(
-                f"The service instance is deployed, but {seen.cause}.",
-                fix="Look at it in the console (the `console` link in its facts); `raynest down` removes it.",
-            )
+        if seen.facts.get("instance_status") not in _FAILED:
+            raise _left_to_a_person(seen)
+        _refuse_purchase(may_buy, seen.cause)
         on_step(Step(self.name, f"deleting the failed service instance: {seen.cause}"))
-        self._delete_all(deadline, on_step)
+        self._delete(self._ours_or_recorded(deadline), deadline, on_step)
         return Observation(self.name, State.MISSING)
 
-    def _create(self, on_step: OnStep) -> None:
-        intent = self._journal.read(self.name)
-        if intent is None or not intent.remote_id:
-            report = run_preflight(self._settings, self._cloud)
-            report.raise_if_refused()
-            assert report.service is not None
-            intent = self._journal.begin(self.name, secret=self._secret(report))
-            on_step(Step(self.name, f"buying the cluster: {_price_text(report)}"))
-            self._buy(report.service, intent, on_step)
-            return
-        if self._cloud.instances.get_instance(intent.remote_id) is None:
+    def _create(self, deadline: Deadline, on_step: OnStep, *, may_buy: bool) -> None:
+        intent = self._journal.read(KEY)
+        if intent is not None and intent.remote_id:
+            if self._is_there(intent.remote_id, deadline):
+                return
+            self._refuse_other_account()
+            _refuse_purchase(may_buy, f"{intent.remote_id} is gone")
             # It was bought and has been deleted behind our back: a new purchase needs a new token.
-            self._journal.end(self.name)
-            self._create(on_step)
+            self._journal.end(KEY)
+        elif intent is not None and not may_buy and self._settle(deadline):
+            return
+        _refuse_purchase(may_buy, "there is none")
+        self._purchase.buy(lambda: self._settle(deadline), on_step)
 
-    @staticmethod
-    def _secret(report: Report) -> str:
-        """What the same ClientToken must be sent with again: the zone chosen and the password drawn."""
-        return f"{report.zone_id} {generate_password()}"
+    def _is_there(self, instance_id: str, deadline: Deadline) -> bool:
+        def probe() -> Done[None] | Waiting:
+            seen = self._cloud.instances.get_instance(instance_id)
+            return Waiting(f"{instance_id} is not known (yet)") if seen is None else Done(None)
 
-    def _buy(self, service: Service, intent: Intent, on_step: OnStep) -> None:
-        zone_id, _, password = intent.secret.partition(" ")
-        try:
-            instance_id = self._cloud.instances.create_instance(
-                self._settings.name,
-                service,
-                template_parameters(self._settings.alibaba, zone_id=zone_id, password=password),
-                owner_tags(self._settings.name),
-                intent.token,
-            )
-        except RemoteError as error:
-            if error.verdict is Verdict.PERMANENT:
-                # Nothing was sold, and the next try may well have other arguments.
-                self._journal.end(self.name)
-            raise
-        self._journal.record(self.name, instance_id)
-        on_step(Step(self.name, f"service instance {instance_id} is being deployed (about 10 minutes)"))
+        return _comes_true(probe, deadline.at_most(_LAG_SECONDS))
+
+    def _refuse_other_account(self) -> None:
+        """Before what is on record counts as gone: it may be another account's."""
+        intent = self._journal.read(KEY)
+        if intent is not None and intent.account:
+            account = self._cloud.identity.caller().account_id
+            intent.refuse_elsewhere(region=self._settings.alibaba.region_id, account=account)
 
     def _wait_ready(self, deadline: Deadline, on_step: OnStep) -> Observation:
         def probe() -> Done[Observation] | Waiting:
-            seen = self._observe_or_raise()
+            seen = self._judge(self.find())
             if seen.state is State.READY:
                 return Done(seen)
-            if seen.state is State.BROKEN and seen.facts.get("instance_status") != STATUS_DEPLOYED:
+            status = seen.facts.get("instance_status")
+            if seen.state is State.BROKEN and status in _FAILED:
                 raise NotReadyError(
                     f"The deployment of {self._settings.name} failed.",
                     why=seen.cause,
                     fix="Correct the cause and run the same command again: it deletes the failed instance "
                     "first. `raynest down` removes it for good.",
                 )
-            fraction = _percent(seen.cause)
-            return Waiting(seen.cause or "the service instance is not listed yet", fraction)
+            if status in _STOPPED:
+                raise _left_to_a_person(seen)
+            return Waiting(seen.cause or "the service instance is not listed yet", _percent(seen.cause))
 
         return wait_for(
             probe,
@@ -266,50 +235,53 @@ class ClusterLink:
     # -- remove ----------------------------------------------------------------------------------
 
     def remove(self, deadline: Deadline, on_step: OnStep = silent) -> list[Change]:
-        return self._delete_all(deadline, on_step)
+        """See `Link`. Actions `left` and `keep` name what the deletion does not take along."""
+        instances = self._ours_or_recorded(deadline)
+        survivors = [change for instance in instances for change in self._instances.survivors(instance)]
+        return [*self._delete(instances, deadline, on_step), *survivors]
 
-    def _delete_all(self, deadline: Deadline, on_step: OnStep) -> list[Change]:
+    def _delete(self, instances: list[ServiceInstance], deadline: Deadline, on_step: OnStep) -> list[Change]:
         changes = []
-        for instance in self._ours_or_recorded(deadline):
+        for instance in instances:
             if instance.status != STATUS_DELETING:
                 on_step(Step(self.name, f"deleting service instance {instance.id}"))
                 # A new token each time: an old one would be answered with a deletion that has failed.
                 self._cloud.instances.delete_instance(instance.id, f"raynest-delete-{uuid.uuid4()}")
             self._wait_gone(instance.id, deadline, on_step, status_before=instance.status)
             changes.append(Change(self.name, "delete", f"service instance {instance.id}"))
-        self._journal.end(self.name)
+        self._journal.end(KEY)
         return changes
 
     def _ours_or_recorded(self, deadline: Deadline) -> list[ServiceInstance]:
         """Ours by tag or by record; also what a lost answer to a purchase may have left."""
-        intent = self._journal.read(self.name)
-        if intent is not None and not intent.remote_id:
-            self._settle(deadline)
-        ours = self._ours()
-        intent = self._journal.read(self.name)
+        intent = self._journal.read(KEY)
+        if intent is not None and not intent.remote_id and not self._settle(deadline):
+            self._refuse_other_account()
+        ours = self._instances.ours()
+        intent = self._journal.read(KEY)
         if intent and intent.remote_id and all(i.id != intent.remote_id for i in ours):
             recorded = self._cloud.instances.get_instance(intent.remote_id)
-            ours += [recorded] if recorded else []
+            if recorded is None:
+                self._refuse_other_account()
+            else:
+                ours.append(recorded)
         return ours
 
-    def _settle(self, deadline: Deadline) -> None:
+    def _settle(self, deadline: Deadline) -> bool:
         """Whether an interrupted purchase took place is seen by its name and tag, which may take a moment.
 
         One that is still on its way after a minute could appear later; the audit at the end of a teardown
         looks once more.
         """
 
-        def probe() -> Done[str] | Waiting:
-            ours = self._ours()
-            return Done(ours[0].id) if ours else Waiting("no purchase is listed (yet)")
+        def probe() -> Done[None] | Waiting:
+            ours = self._instances.ours()
+            if not ours:
+                return Waiting("no purchase is listed (yet)")
+            self._journal.record(KEY, ours[0].id)
+            return Done(None)
 
-        try:
-            found = wait_for(
-                probe, what="The interrupted purchase", deadline=deadline.at_most(60), backoff=_POLL
-            )
-        except NotReadyError:
-            return
-        self._journal.record(self.name, found)
+        return _comes_true(probe, deadline.at_most(_LISTING_SECONDS))
 
     def _wait_gone(
         self, instance_id: str, deadline: Deadline, on_step: OnStep, *, status_before: str = ""
@@ -340,15 +312,43 @@ class ClusterLink:
             backoff=_POLL,
             on_progress=lambda w: on_step(Step(self.name, w.cause)),
         )
-        intent = self._journal.read(self.name)
+        intent = self._journal.read(KEY)
         if intent is not None and intent.remote_id in ("", instance_id):
-            self._journal.end(self.name)
+            self._journal.end(KEY)
+
+
+def _comes_true(probe: Callable[[], Done[None] | Waiting], deadline: Deadline) -> bool:
+    try:
+        wait_for(probe, what="The purchase on record", deadline=deadline, backoff=_POLL)
+    except NotReadyError:
+        return False
+    return True
+
+
+def _refuse_purchase(may_buy: bool, why: str) -> None:
+    if not may_buy:
+        raise RefusedError(
+            "A repair does not buy a cluster.",
+            why=why,
+            fix="Run `raynest up`, or set health.buy_cluster: true to let repairs buy one.",
+        )
+
+
+def _left_to_a_person(seen: Observation) -> NotReadyError:
+    status = seen.facts.get("instance_status", "unknown")
+    return NotReadyError(
+        f"The service instance is {str(status).lower()}, but not usable: {seen.cause}.",
+        fix="Look at it in the console (the `console` link in its facts); `raynest down` removes it.",
+    )
+
+
+def _also_paid(found: Found) -> str:
+    ids = ", ".join(other.id for other in found.others)
+    return (
+        f"also paid: {ids} (another instance of this name and tag; `raynest down` deletes all)" if ids else ""
+    )
 
 
 def _percent(cause: str) -> float | None:
     match = re.search(r"(\d+)%", cause)
     return int(match.group(1)) / 100 if match else None
-
-
-def _price_text(report: Report) -> str:
-    return describe_price(report.price) if report.price else "price unknown"

@@ -4,16 +4,25 @@ import json
 from pathlib import Path
 
 from raynest_pipeline.files import private_dir, read_json, write_atomic
-
-_FILE = "wanted.json"
-
-
-def is_wanted(home: Path) -> bool:
-    """Whether the chain was provisioned from this home, and not torn down since."""
-    return read_json(home / _FILE).get("up") is True
+from raynest_pipeline.settings import Settings
 
 
-def want(home: Path, up: bool) -> None:
-    """Put on record whether the chain should be up; the sensor repairs only what is wanted."""
-    if is_wanted(home) != up:
-        write_atomic(private_dir(home) / _FILE, json.dumps({"up": up}))
+def state_dir(settings: Settings) -> Path:
+    """Folder of what must be remembered of one chain: two profiles, or two names, share nothing in it."""
+    return settings.home_dir / "chains" / settings.profile.value / settings.name
+
+
+def is_wanted(settings: Settings) -> bool:
+    """Whether this chain was provisioned from this home, and not torn down since."""
+    return read_json(_file(settings)).get("up") is True
+
+
+def want(settings: Settings, up: bool) -> None:
+    """Put on record whether this chain should be up; the sensor repairs only what is wanted."""
+    if is_wanted(settings) != up:
+        private_dir(state_dir(settings))
+        write_atomic(_file(settings), json.dumps({"up": up}))
+
+
+def _file(settings: Settings) -> Path:
+    return state_dir(settings) / "wanted.json"

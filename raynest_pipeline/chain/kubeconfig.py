@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from raynest_pipeline.alibaba.cloud import Cloud
-from raynest_pipeline.chain.link import Change, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.intent import state_dir
+from raynest_pipeline.chain.link import UNSEEN, Change, Observation, OnStep, State, Step, silent
 from raynest_pipeline.chain.public_ip import PublicIpLink
 from raynest_pipeline.errors import InputError, NotReadyError, RefusedError, RemoteError
 from raynest_pipeline.kube import kubeconfig as file_format
-from raynest_pipeline.kube.client import RAY_SERVICE, KubeClient
+from raynest_pipeline.kube.client import POD, KubeClient
 from raynest_pipeline.settings import Settings
 from raynest_pipeline.waiting import Backoff, Clock, Deadline, Done, Waiting, wait_for
 
@@ -23,7 +24,7 @@ _RENEW_SHARE = 0.25
 
 def kubeconfig_path(settings: Settings) -> Path:
     """Where the fetched kubeconfig lies."""
-    return settings.home_dir / "kubeconfig" / f"{settings.name}.yaml"
+    return state_dir(settings) / "kubeconfig.yaml"
 
 
 class KubeconfigLink:
@@ -64,7 +65,9 @@ class KubeconfigLink:
             with KubeClient.from_file(self.path) as client:
                 facts["kubernetes_version"] = client.server_version()
                 # The version is open to anybody; the namespace shows that the credential works.
-                client.list(RAY_SERVICE, self._settings.name)
+                client.list(POD, self._settings.name)
+        except InputError as error:
+            return Observation(self.name, State.BROKEN, f"{self.path} is damaged: {error.what}", facts)
         except RemoteError as error:
             if error.status == 401:
                 return Observation(self.name, State.BROKEN, "its credential is not accepted any more", facts)
@@ -86,7 +89,7 @@ class KubeconfigLink:
         if seen.ready:
             return [Change(self.name, "none", f"{self.path} works")]
         if seen.state is State.UNKNOWN:
-            return [Change(self.name, "wait", seen.cause)]
+            return [Change(self.name, UNSEEN, "could not be looked at", seen.cause)]
         minutes = self._settings.alibaba.kubeconfig_minutes
         return [
             Change(

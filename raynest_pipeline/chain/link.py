@@ -44,13 +44,18 @@ class Observation:
         return self.state is State.READY
 
 
+UNSEEN = "unknown"
+"""The action of a link that could not be looked at, and so not planned."""
+
+
 @dataclass(frozen=True)
 class Change:
     """One thing that `ensure()` would do, or `remove()` did."""
 
     link: str
     action: str
-    """create | update | adopt | wait | delete | recreate | none"""
+    """create | update | adopt | wait | delete | recreate | none, or UNSEEN; after a removal also left (it may
+    cost money) | keep (a person's own, left alone)"""
     what: str
     why: str = ""
 
@@ -77,7 +82,13 @@ class Link(Protocol):
     name: str
 
     def observe(self) -> Observation:
-        """What is there now. Reads only; never raises for what a server answered, but says `UNKNOWN`."""
+        """What is there now. Changes nothing in the world (a credential that is running out may be renewed).
+
+        What a server answers never raises: what could not be seen is `UNKNOWN`.
+
+        Raises:
+            AccessError: There are no credentials at all.
+        """
         ...
 
     def plan(self) -> list[Change]:

@@ -14,6 +14,9 @@ OWNER_TAG = "raynest"
 
 ROLE_TAG = "raynest-role"
 
+PASSWORD = "LoginPassword"
+"""The template parameter that is a secret: the workers' root password."""
+
 _SLB_ADDRESS_TYPE = "service.beta.kubernetes.io/alibaba-cloud-loadbalancer-address-type"
 
 
@@ -45,7 +48,7 @@ def template_parameters(alibaba: Alibaba, *, zone_id: str, password: str) -> dic
         "PayType": "PostPaid",
         "ZoneId": zone_id,
         **_network(alibaba),
-        "LoginPassword": password,
+        PASSWORD: password,
         "WorkerInstanceType": alibaba.worker_instance_type,
         "WorkerInstanceCount": alibaba.worker_count,
         "WorkerSystemDiskCategory": alibaba.worker_disk_category,
@@ -53,6 +56,20 @@ def template_parameters(alibaba: Alibaba, *, zone_id: str, password: str) -> dic
         "AckNetworkPlugin": alibaba.network_plugin,
         "ServiceCidr": alibaba.service_cidr,
     }
+
+
+def drift(made_with: Mapping[str, Any], alibaba: Alibaba) -> list[str]:
+    """How what was bought differs from the settings, parameter by parameter, in words.
+
+    Only what the answer names is compared. Chart values come back in another form than they were sent.
+    """
+    zone_id = alibaba.zone_id or str(made_with.get("ZoneId", ""))
+    wanted = template_parameters(alibaba, zone_id=zone_id, password="")
+    return [
+        f"{key} is {made_with[key]}, the settings say {value}"
+        for key, value in wanted.items()
+        if key in made_with and key not in (PASSWORD, "ChartValues") and str(made_with[key]) != str(value)
+    ]
 
 
 def _network(alibaba: Alibaba) -> dict[str, str]:

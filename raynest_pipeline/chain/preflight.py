@@ -4,6 +4,7 @@ Reads only. A check that refuses stops the purchase; a check that could not be m
 (except the price, unless `allow_unknown_price`): "unknown" must never read as "missing".
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -27,6 +28,9 @@ POLICIES = (
     "AliyunComputeNestUserFullAccess",
 )
 """The walkthrough's five policies for a RAM user: a hint when something is denied, no proof."""
+
+_WORKER_LINE = re.compile(r"worker|nodepool|ecs_?instance", re.IGNORECASE)
+"""The workers' line in an estimate, e.g. `AckOrAcsClusterModule.EcsInstanceWorker` (facts, 2.2)."""
 
 Outcome = Literal["pass", "refuse", "unknown"]
 
@@ -249,7 +253,10 @@ def _price(
 def _estimate(
     settings: Settings, cloud: Cloud, service: Service, parameters: dict[str, object], zone_id: str
 ) -> Price | None:
-    """Compute Nest's estimate, or where it has none (or less than that) the workers' own list price."""
+    """Compute Nest's estimate; what it lacks of the workers is their own list price.
+
+    None: the workers' price, nearly all of the bill, is not known. A lower bound without it means nothing.
+    """
     wanted = settings.alibaba
     whole = _price_or_none(lambda: cloud.instances.estimate_cost(service, parameters))
     workers = _price_or_none(
@@ -264,8 +271,17 @@ def _estimate(
     if whole is None:
         # The cluster, its load balancers and the NAT gateway come on top.
         return workers and Price(workers.amount, workers.currency, True, workers.lines)
-    if workers and whole.lower_bound and workers.currency == whole.currency and workers.amount > whole.amount:
-        return Price(workers.amount, workers.currency, True, (*whole.lines, *workers.lines))
+    if not whole.lower_bound:
+        return whole
+    comparable = workers if workers and workers.currency == whole.currency else None
+    in_it = any(_WORKER_LINE.search(line.name) and not line.note for line in whole.lines)
+    if comparable is None:
+        return whole if in_it else None
+    if not in_it:
+        amount = whole.amount + comparable.amount
+        return Price(amount, whole.currency, True, (*whole.lines, *comparable.lines))
+    if comparable.amount > whole.amount:
+        return Price(comparable.amount, whole.currency, True, (*whole.lines, *comparable.lines))
     return whole
 
 

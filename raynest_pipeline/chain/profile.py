@@ -1,5 +1,6 @@
 """From settings to a chain: where the profile's endpoints and credentials come from."""
 
+from pathlib import Path
 from typing import Any
 
 from raynest_pipeline.chain.chain import Chain, build_chain
@@ -7,8 +8,13 @@ from raynest_pipeline.errors import NotReadyError
 from raynest_pipeline.settings import Profile, Settings
 from raynest_pipeline.waiting import Clock
 
-SANDBOX_MODEL = "tiny-untrained"
-"""Until a trained one is shipped; says what it is wherever it shows."""
+TINY_MODEL = Path(__file__).parent.parent / "serving" / "tinymodel" / "weights"
+"""A small trained model, where one is shipped."""
+
+
+def sandbox_model() -> str:
+    """The model of a laptop without internet: the shipped one, else an untrained one that says so."""
+    return str(TINY_MODEL) if (TINY_MODEL / "model_index.json").is_file() else "tiny-untrained"
 
 
 def open_chain(
@@ -70,7 +76,7 @@ def with_sandbox(settings: Settings, *, start: bool) -> Settings:
 
 
 SANDBOX_DEFAULTS: dict[str, Any] = {
-    "model": SANDBOX_MODEL,
+    "model": sandbox_model(),
     "head_cpus": 1,
     "head_memory": "2Gi",
     "worker_cpus": 2,

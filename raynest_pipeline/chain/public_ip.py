@@ -11,15 +11,20 @@ from urllib.parse import urlsplit
 from raynest_pipeline.alibaba.cloud import Cloud
 from raynest_pipeline.alibaba.cs import Cluster
 from raynest_pipeline.alibaba.vpc import Egress, Eip
-from raynest_pipeline.chain.cluster import ClusterLink
+from raynest_pipeline.chain.cluster import TERMINAL_STATES, ClusterLink
 from raynest_pipeline.chain.journal import Journal
-from raynest_pipeline.chain.link import Change, Facts, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.link import UNSEEN, Change, Fact, Facts, Observation, OnStep, State, Step, silent
 from raynest_pipeline.chain.parameters import address_tags
-from raynest_pipeline.errors import NotReadyError, RefusedError, RemoteError, Verdict
+from raynest_pipeline.chain.purchase import nothing_was_sold, was_sold_before
+from raynest_pipeline.errors import NotReadyError, RefusedError, RemoteError
 from raynest_pipeline.settings import Settings
 from raynest_pipeline.waiting import Backoff, Deadline, Done, Waiting, wait_for
 
 _POLL = Backoff(first=0.5, factor=1.5, most=8.0)
+_LISTING_SECONDS = 60.0
+"""How long an address whose purchase was interrupted may take to be listed."""
+_SETTLE_SECONDS = 120.0
+"""How long the address and the API server may tell different stories."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ class PublicIpLink:
 
     def _facts(self, found: Found, egress: Egress | None) -> Facts:
         eip = found.bound or (found.addresses[0] if found.addresses else None)
-        facts: dict[str, str] = {}
+        others = [f"{other.ip} ({other.id}, {other.status})" for other in found.addresses if other != eip]
+        facts: dict[str, Fact] = {"also_paid": tuple(others)}
         if found.cluster is not None:
             facts["api_server"] = found.cluster.api_server_endpoint
             facts["cluster_id"] = found.cluster.id
@@ -132,13 +138,15 @@ class PublicIpLink:
         seen = self.observe()
         if seen.state is State.READY:
             verb = "adopt" if "adopted" in seen.facts else "none"
-            return [Change(self.name, verb, f"{seen.facts['api_server']} is bound")]
-        if seen.state in (State.PENDING, State.UNKNOWN):
+            return [Change(self.name, verb, f"{seen.facts['api_server']} is bound"), *_plan_spares(seen)]
+        if seen.state is State.UNKNOWN:
+            return [Change(self.name, UNSEEN, "could not be looked at", seen.cause)]
+        if seen.state is State.PENDING:
             return [Change(self.name, "wait", seen.cause)]
         bandwidth = self._settings.alibaba.eip_bandwidth_mbps
         allocate = Change(self.name, "create", f"an EIP ({bandwidth} Mbit/s, paid by traffic)", seen.cause)
         bind = Change(self.name, "update", "bind it to the API server (a rolling update)", seen.cause)
-        return [bind] if "eip_id" in seen.facts else [allocate, bind]
+        return [bind, *_plan_spares(seen)] if "eip_id" in seen.facts else [allocate, bind]
 
     def ensure(self, deadline: Deadline, on_step: OnStep = silent) -> Observation:
         def probe() -> Done[Observation] | Waiting:
@@ -175,7 +183,7 @@ class PublicIpLink:
         if usable is None:
             usable = self._allocate(on_step)
         if usable is None:
-            return Waiting("the address on record has been released; another one is needed")
+            return Waiting("the address on record is not listed (yet), or was released")
         on_step(Step(self.name, f"binding {usable.ip} to the API server"))
         # A token of its own for each attempt: an old one would be answered with the old attempt's task.
         task = self._cloud.clusters.bind_eip(cluster.id, usable.id, f"raynest-bind-{uuid.uuid4()}")
@@ -183,8 +191,13 @@ class PublicIpLink:
         return Waiting(f"{usable.ip} is bound, the API server does not show it yet")
 
     def _allocate(self, on_step: OnStep) -> Eip | None:
-        intent = self._journal.begin(self.name)
+        """Buy the address, or learn which one the interrupted purchase got. None: look again."""
         alibaba = self._settings.alibaba
+        account = self._cloud.identity.caller().account_id
+        earlier = self._journal.read(self.name)
+        if earlier is not None:
+            earlier.refuse_elsewhere(region=alibaba.region_id, account=account)
+        intent = self._journal.begin(self.name, region=alibaba.region_id, account=account)
         try:
             eip = self._cloud.network.allocate_eip(
                 region=alibaba.region_id,
@@ -194,16 +207,25 @@ class PublicIpLink:
                 client_token=intent.token,
             )
         except RemoteError as error:
-            if error.verdict is Verdict.PERMANENT:
+            if was_sold_before(error):
+                on_step(Step(self.name, "an address was bought already, with other settings; looking for it"))
+                self._forget_if_released(intent.remote_id)
+                return None
+            if nothing_was_sold(error, fresh=earlier is None):
                 self._journal.end(self.name)
             raise
-        if intent.remote_id == eip.id and self._cloud.network.get_eip(eip.id) is None:
-            # The token was answered with an address that has been released since: the next has its own.
-            self._journal.end(self.name)
-            return None
+        if intent.remote_id == eip.id:
+            self._forget_if_released(eip.id)
+            if self._journal.read(self.name) is None:
+                return None
         self._journal.record(self.name, eip.id)
         on_step(Step(self.name, f"allocated {eip.ip} ({eip.id})"))
         return eip
+
+    def _forget_if_released(self, eip_id: str) -> None:
+        """Forget the token of an address that has been released since: the next one has its own."""
+        if eip_id and self._cloud.network.get_eip(eip_id) is None:
+            self._journal.end(self.name)
 
     def _follow(self, task_id: str, what: str, deadline: Deadline, on_step: OnStep) -> None:
         def probe() -> Done[None] | Waiting:
@@ -257,6 +279,8 @@ class PublicIpLink:
         intent = self._journal.read(self.name)
         if intent is None:
             return
+        region = self._settings.alibaba.region_id
+        intent.refuse_elsewhere(region=region)
         eip_id = intent.remote_id
 
         def probe() -> Done[None] | Waiting:
@@ -266,21 +290,29 @@ class PublicIpLink:
             if any(eip.id == eip_id or not eip_id for eip in listed):
                 return Done(None)
             if eip_id and self._cloud.network.get_eip(eip_id) is None:
+                # Gone, unless it is another account's.
+                account = self._cloud.identity.caller().account_id
+                intent.refuse_elsewhere(region=region, account=account)
                 return Done(None)
             return Waiting(f"{eip_id or 'the address'} is not listed under its tag yet")
 
         try:
-            wait_for(probe, what="The listing of the address", deadline=deadline.at_most(60), backoff=_POLL)
+            within = deadline.at_most(_LISTING_SECONDS)
+            wait_for(probe, what="The listing of the address", deadline=within, backoff=_POLL)
         except NotReadyError:
             if eip_id:
                 raise
+            intent.refuse_elsewhere(region=region, account=self._cloud.identity.caller().account_id)
 
     def _settled(self, deadline: Deadline, on_step: OnStep) -> Found:
         """What is there once nothing is being bound or unbound: only then it shows what must be undone."""
+        shown_until = deadline.clock.monotonic() + _SETTLE_SECONDS
 
         def probe() -> Done[Found] | Waiting:
             found = self.find()
-            shown = found.cluster is None or found.cluster.api_server_endpoint
+            shown = found.cluster is None or bool(found.cluster.api_server_endpoint)
+            # One that is bound to something else is never shown.
+            shown = shown or deadline.clock.monotonic() >= shown_until
             for eip in found.addresses:
                 if eip.status.endswith("ssociating") or (eip.status == "InUse" and not shown):
                     return Waiting(f"{eip.ip} is {eip.status}")
@@ -299,6 +331,11 @@ class PublicIpLink:
             cluster = self._cloud.clusters.get_cluster(cluster_id)
             if cluster is None or not cluster.api_server_endpoint:
                 return Done("")
+            if cluster.state in TERMINAL_STATES:
+                raise NotReadyError(
+                    f"The address cannot be taken off the API server: the cluster is {cluster.state}.",
+                    fix="`raynest down` deletes the cluster, and then the address.",
+                )
             if cluster.state != "running":
                 return Waiting(f"the cluster is {cluster.state}")
             return Done(self._cloud.clusters.unbind_eip(cluster_id))
@@ -308,6 +345,9 @@ class PublicIpLink:
             self._follow(task, "Unbinding the address", deadline, on_step)
 
     def _release(self, eip: Eip, deadline: Deadline, on_step: OnStep) -> None:
+        token = f"raynest-unassociate-{uuid.uuid4()}"
+        used_until = deadline.clock.monotonic() + _SETTLE_SECONDS
+
         def probe() -> Done[None] | Waiting:
             now = self._cloud.network.get_eip(eip.id)
             if now is None:
@@ -317,7 +357,13 @@ class PublicIpLink:
                 return Waiting(f"{eip.ip} is being released")
             if now.status == "InUse" and self._cluster.find().cluster is None:
                 # The cluster went without unbinding; nothing but the address itself is left to ask.
-                self._cloud.network.unassociate_eip(eip.id, f"raynest-unassociate-{eip.id}")
+                self._cloud.network.unassociate_eip(eip.id, token)
+            elif now.status == "InUse" and deadline.clock.monotonic() >= used_until:
+                raise NotReadyError(
+                    f"The address {eip.ip} ({eip.id}) is in use, and not by the API server.",
+                    why=f"It is bound to {now.instance_type} {now.instance_id}".rstrip() + ".",
+                    fix="It still costs money. Unbind it in the VPC console and run `raynest down` again.",
+                )
             return Waiting(f"{eip.ip} is {now.status}")
 
         wait_for(
@@ -331,3 +377,12 @@ class PublicIpLink:
         intent = self._journal.read(self.name)
         if intent is not None and intent.remote_id == eip.id:
             self._journal.end(self.name)
+
+
+def _plan_spares(seen: Observation) -> list[Change]:
+    spares = seen.facts.get("also_paid")
+    why = "nothing needs it; `raynest up` releases it when it is free"
+    return [
+        Change(PublicIpLink.name, "none", f"also paid: {spare}", why)
+        for spare in (spares if isinstance(spares, tuple) else ())
+    ]

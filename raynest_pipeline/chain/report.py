@@ -64,7 +64,7 @@ def absent_report(settings: Settings, cause: str) -> StatusReport:
     return StatusReport(
         profile=settings.profile.value,
         name=settings.name,
-        wanted=is_wanted(settings.home_dir),
+        wanted=is_wanted(settings),
         ready=False,
         links=[LinkStatus(name=name, state=State.MISSING, cause=cause, facts={}) for name in names],
         kubeconfig=str(kubeconfig_path(settings)),

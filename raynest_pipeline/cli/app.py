@@ -9,8 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from raynest_pipeline.chain.link import UNSEEN
 from raynest_pipeline.cli.view import View, changes_table, links_table, show_error, times_table
-from raynest_pipeline.errors import InputError, NotReadyError, RaynestError, exit_code_of
+from raynest_pipeline.errors import (
+    InputError,
+    NotReadyError,
+    RaynestError,
+    UnreachableError,
+    exit_code_of,
+)
 from raynest_pipeline.settings import Settings, load_settings
 
 app = typer.Typer(
@@ -166,6 +173,8 @@ def plan(as_json: Json = False) -> None:
         _print_json([vars(change) for change in changes])
     else:
         out.print(changes_table(changes))
+    if any(change.action == UNSEEN for change in changes):
+        raise typer.Exit(UnreachableError.exit_code)
 
 
 @app.command()
@@ -218,10 +227,10 @@ def kubeconfig() -> None:
     """Print the path of the kubeconfig: kubectl --kubeconfig "$(raynest kubeconfig)" get pods"""
     from raynest_pipeline.chain.profile import open_chain
 
-    path = open_chain(load_settings(), start_sandbox=False).kubeconfig_path
-    if not path.is_file():
-        raise NotReadyError("There is no kubeconfig yet.", fix="Run `raynest up`.")
-    print(path)
+    chain = open_chain(load_settings(), start_sandbox=False)
+    # Opening it renews a credential that is running out.
+    with chain.kube():
+        print(chain.kubeconfig_path)
 
 
 @app.command("open")

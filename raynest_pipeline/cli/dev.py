@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 from raynest_pipeline.dagster_home import packaged, prepare_dagster_home
 from raynest_pipeline.errors import SettingsError
@@ -31,12 +30,24 @@ def run_dev(settings: Settings, port: int) -> int:
     # `dagster dev` says that `dg dev` is newer; that one needs a project folder, which a wheel hasn't.
     environment["PYTHONWARNINGS"] = "ignore:Function `dev_command` is superseded"
     print(f"Dagster UI: http://127.0.0.1:{port}   (state: {home}; Ctrl-C ends)", flush=True)
-    process = subprocess.Popen(command, env=environment, cwd=Path.cwd())
+    # A group of its own: the terminal's Ctrl-C would reach it and all its children twice otherwise.
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    return _wait(process)
+
+
+def _wait(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for Dagster; Ctrl-C and SIGTERM are passed on to it, which ends its own children."""
+
+    def end(signum: int, _: object) -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _installed(module: str) -> bool:

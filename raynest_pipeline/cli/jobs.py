@@ -1,11 +1,10 @@
 """Runs a Dagster job in this process, on the instance that the UI shows."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from raynest_pipeline.cli.view import View
-from raynest_pipeline.dagster_home import PID_TAG, end_dead_runs, prepare_dagster_home
+from raynest_pipeline.dagster_home import end_dead_runs, pid_tag, prepare_dagster_home
 from raynest_pipeline.errors import RaynestError
 from raynest_pipeline.settings import Settings
 
@@ -52,7 +51,7 @@ def run_job(
             partition_key=partition,
             run_config=config,
             raise_on_error=False,
-            tags={PID_TAG: str(os.getpid()), **(tags or {})},
+            tags={**pid_tag(), **(tags or {})},
         )
         if result.success:
             return

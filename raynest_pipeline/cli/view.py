@@ -80,7 +80,7 @@ class View:
         if self._bars is None:
             if self._said.get(link) != message:
                 self._said[link] = message
-                self.console.print(f"{link}: {message}")
+                self.console.print(f"{link}: {message}", soft_wrap=True)
             return
         task = self._task(link)
         total = 1.0 if fraction is not None else None
@@ -88,7 +88,7 @@ class View:
 
     def _finish(self, link: str, message: str) -> None:
         if self._bars is None:
-            self.console.print(f"{link}: {message}")
+            self.console.print(f"{link}: {message}", soft_wrap=True)
             return
         self._bars.update(self._task(link), description=message, completed=1.0, total=1.0)
 
@@ -98,7 +98,7 @@ class View:
         if self._bars is None:
             if over or now - self._batch_said >= PLAIN_EVERY_SECONDS:
                 self._batch_said = now
-                self.console.print(f"images: {progress}")
+                self.console.print(f"images: {progress}", soft_wrap=True)
             return
         self._bars.update(
             self._task("images"), description=str(progress), completed=progress.done, total=progress.total
@@ -144,11 +144,11 @@ def show_error(console: Console, error: RaynestError, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"error": {"what": error.what, "why": error.why, "fix": error.fix}}))
         return
-    console.print(f"[bold red]{_escaped(error.what)}[/]")
+    console.print(f"[bold red]{_escaped(error.what)}[/]", soft_wrap=True)
     if error.why:
-        console.print(f"[bold]Why:[/] {_escaped(error.why)}")
+        console.print(f"[bold]Why:[/] {_escaped(error.why)}", soft_wrap=True)
     if error.fix:
-        console.print(f"[bold]What to do:[/] {_escaped(error.fix)}")
+        console.print(f"[bold]What to do:[/] {_escaped(error.fix)}", soft_wrap=True)
 
 
 def _escaped(text: str) -> str:

@@ -285,6 +285,18 @@ class TestRetries:
         assert caught.value.request_id == bench.ok["RequestId"]
         assert len(bench.server.calls) == 1
 
+    def test_a_refusal_after_an_answer_that_was_lost_is_doubtful(self, bench: Any) -> None:
+        bench.server.answer(
+            "CreateServiceInstance",
+            bench.error(500, "InternalError"),
+            bench.error(400, "InsufficientBalance"),
+            bench.error(400, "InsufficientBalance"),
+        )
+        for doubtful in (True, False):
+            with pytest.raises(CloudError) as caught:
+                create(bench.cloud)
+            assert (caught.value.code, caught.value.doubtful) == ("InsufficientBalance", doubtful)
+
     def test_patience_ends(self, bench: Any) -> None:
         busy = bench.error(429, "Throttling")
         busy.headers["x-acs-retry-after"] = "3600000"

@@ -470,24 +470,7 @@ class TestPreflight:
         ]
         assert bench.server.calls[0].query["PostPaidAmount"] == "19.09"
 
-    def test_name_is_free(self, bench: Any) -> None:
-        bench.server.answer(
-            "ValidateServiceInstanceName", ok(bench), bench.error(400, "ServiceInstanceNameExists")
-        )
-        assert bench.cloud.instances.name_is_free("demo", SERVICE) is True
-        assert bench.cloud.instances.name_is_free("demo", SERVICE) is False
-        assert bench.server.calls[0].query["ServiceInstanceName"] == "demo"
-
-    @pytest.mark.parametrize(
-        ("status", "code"), [(403, "NoPermission"), (500, "InternalError"), (400, "MissingParameter")]
-    )
-    def test_whether_it_is_free_can_fail(self, bench: Any, status: int, code: str) -> None:
-        bench.server.answer("ValidateServiceInstanceName", bench.error(status, code))
-        with pytest.raises(CloudError):
-            bench.cloud.instances.name_is_free("demo", SERVICE)
-
-    def test_the_supplier_side_has_neither(self, bench: Any) -> None:
+    def test_the_supplier_side_has_no_such_check(self, bench: Any) -> None:
         instances = bench.with_settings(sdk="supplier").instances
         assert instances.check_deployable(SERVICE, Decimal(1)) is None
-        assert instances.name_is_free("demo", SERVICE) is None
         assert bench.server.calls == []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raynest_pipeline.alibaba.cs import Cluster, ClusterResource, Node, NodePool, Task
+from raynest_pipeline.alibaba.cs import Cluster, ClusterResource, Task
 from raynest_pipeline.alibaba.errors import CloudError
 from raynest_pipeline.errors import Verdict
 
@@ -175,36 +175,6 @@ class TestKubeconfig:
 
 
 class TestParts:
-    def test_node_pools(self, bench: Any) -> None:
-        pool = {
-            "nodepool_info": {"nodepool_id": "np1", "name": "default"},
-            "scaling_group": {
-                "instance_types": ["ecs.gn7i-c8g1.2xlarge"],
-                "system_disk_size": 1024,
-                "system_disk_category": "cloud_essd",
-            },
-            "status": {"state": "active", "total_nodes": 3, "healthy_nodes": 2},
-        }
-        bench.server.answer(f"GET /clusters/{ID}/nodepools", {"nodepools": [pool]})
-        assert bench.cloud.clusters.node_pools(ID) == [
-            NodePool("np1", "default", "active", ("ecs.gn7i-c8g1.2xlarge",), 1024, "cloud_essd", 3, 2)
-        ]
-
-    def test_nodes_of_all_pages(self, bench: Any) -> None:
-        def node(name: str) -> dict[str, Any]:
-            return {"instance_id": "i-1", "instance_type": "t", "node_name": name, "node_status": "Ready"}
-
-        bench.server.answer(
-            f"GET /clusters/{ID}/nodes",
-            {"nodes": [node("a")], "page": {"total_count": 2}},
-            {"nodes": [node("b")], "page": {"total_count": 2}},
-        )
-        assert bench.cloud.clusters.nodes(ID) == [
-            Node("i-1", "t", "a", "Ready"),
-            Node("i-1", "t", "b", "Ready"),
-        ]
-        assert [call.query["pageNumber"] for call in bench.server.calls] == ["1", "2"]
-
     def test_resources_come_as_a_list(self, bench: Any) -> None:
         nat = {
             "cluster_id": ID,

@@ -45,10 +45,10 @@ def kube(monkeypatch: pytest.MonkeyPatch) -> FakeKube:
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
+def serve(monkeypatch: pytest.MonkeyPatch, kube: FakeKube) -> FakeServe:
     """What Serve answers through any route."""
-    fake = FakeServe()
-    monkeypatch.setattr("raynest_pipeline.chain.ray_service.serve", fake)
+    fake = FakeServe(kube)
+    monkeypatch.setattr("raynest_pipeline.chain.serving.serve", fake)
     return fake
 
 
@@ -93,7 +93,8 @@ def chain(
 
 @pytest.fixture
 def up(chain: Chain, world: World) -> Chain:
-    chain.ensure_from_first_broken()
+    for link in chain.links:
+        chain.ensure(link.name)
     world.calls.clear()
     return chain
 

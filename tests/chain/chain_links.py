@@ -7,6 +7,7 @@ from chain_clock import FakeClock
 from chain_world import World
 
 from raynest_pipeline.chain.cluster import ClusterLink
+from raynest_pipeline.chain.intent import state_dir
 from raynest_pipeline.chain.journal import Journal
 from raynest_pipeline.chain.kubeconfig import KubeconfigLink
 from raynest_pipeline.chain.link import Observation
@@ -40,7 +41,7 @@ class Links:
 
 
 def make_links(world: World, settings: Settings) -> Links:
-    journal = Journal(settings.home_dir / "journal.json")
+    journal = Journal(state_dir(settings) / "journal.json")
     cluster = ClusterLink(settings, world.cloud, journal)
     public_ip = PublicIpLink(settings, world.cloud, journal, cluster)
     kubeconfig = KubeconfigLink(settings, world.cloud, public_ip, world.clock)

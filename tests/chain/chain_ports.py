@@ -21,7 +21,7 @@ from raynest_pipeline.alibaba.computenest import (
     Service,
     ServiceInstance,
 )
-from raynest_pipeline.alibaba.cs import Cluster, Task, TemporaryKubeconfig
+from raynest_pipeline.alibaba.cs import Cluster, ClusterResource, Task, TemporaryKubeconfig
 from raynest_pipeline.alibaba.ecs import InstanceType, ZoneStock
 from raynest_pipeline.alibaba.egress import Egress
 from raynest_pipeline.alibaba.price import Price
@@ -77,6 +77,7 @@ class _Instances(_Port):
             stack_ids=("stack-1",),
             created=START,
             service_version="3",
+            deploy_region=item.region or str(item.parameters.get("RegionId", "")),
         )
 
     def find_instances(self, name: str) -> list[ServiceInstance]:
@@ -128,7 +129,9 @@ class _Instances(_Port):
             world.bought.append(made.id)
             return made.id
 
-        arguments = (name, service, parameters, tags)
+        if "LoginPassword" in parameters:
+            world.passwords.append(parameters["LoginPassword"])
+        arguments = (name, service.service_id, service.version, parameters, tags)
         return world.call("create_instance", lambda: world.once("create", client_token, arguments, buy))
 
     def delete_instance(self, instance_id: str, client_token: str) -> None:
@@ -171,9 +174,6 @@ class _Instances(_Port):
     def check_deployable(self, service: Service, post_paid_amount: Decimal) -> Sequence[DeployCheck] | None:
         return self._world.call("check_deployable", lambda: self._world.deployable)
 
-    def name_is_free(self, name: str, service: Service) -> bool | None:
-        return self._world.call("name_is_free", lambda: True)
-
 
 class _Clusters(_Port):
     def _view(self, item: BoughtInstance) -> Cluster:
@@ -205,6 +205,9 @@ class _Clusters(_Port):
             return [self._view(i) for i in items if i.name == name and self._world.status_of(i) == "Deployed"]
 
         return self._world.call("find_clusters", effect)
+
+    def resources(self, cluster_id: str) -> list[ClusterResource]:
+        return self._world.call("cluster_resources", lambda: list(self._world.cluster_resources))
 
     def bind_eip(self, cluster_id: str, eip_id: str, client_token: str) -> str:
         arguments = (cluster_id, eip_id)
@@ -306,6 +309,7 @@ class _Network(_Port):
     def unassociate_eip(self, eip_id: str, client_token: str) -> None:
         def effect() -> None:
             assert "nat" not in eip_id, "the NAT gateway's address was touched"
+            self._world.unassociations.append(client_token)
             if eip_id in self._world.eips:
                 self._world.eips[eip_id].bound_to = ""
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from chain_clock import FakeClock, Killer, cloud_error
 
 from raynest_pipeline.alibaba.computenest import DeployCheck, MissingPermission, Provision, Service
+from raynest_pipeline.alibaba.cs import ClusterResource
 from raynest_pipeline.alibaba.ecs import InstanceType, ZoneStock
 from raynest_pipeline.alibaba.egress import Egress
 from raynest_pipeline.alibaba.price import Price
@@ -38,6 +39,7 @@ class BoughtInstance:
     detail: str = ""
     deleted_at: float | None = None
     undeletable: bool = False
+    region: str = ""
 
 
 @dataclass
@@ -108,6 +110,11 @@ class World:
     stack_listed: bool = True
     logs: list[str] = field(default_factory=list)
     kubeconfig_token: str = "s3cr3t"
+    cluster_resources: list[ClusterResource] = field(default_factory=list)
+    # What they were told:
+    passwords: list[str] = field(default_factory=list)
+    unassociations: list[str] = field(default_factory=list)
+    """ClientTokens."""
 
     def __post_init__(self) -> None:
         self.clock = FakeClock(self.killer)

@@ -1,13 +1,12 @@
 """The cluster link in every state of the cloud."""
 
-from typing import Any
-
 import pytest
 from chain_clock import denied, no_balance, throttled
 from chain_links import make_links
-from chain_world import BoughtInstance, World
+from chain_world import World
 
 from raynest_pipeline.alibaba.computenest import MissingPermission
+from raynest_pipeline.chain.intent import state_dir
 from raynest_pipeline.chain.link import Observation, State, Step
 from raynest_pipeline.errors import NotReadyError, RefusedError, RemoteError
 from raynest_pipeline.settings import Alibaba, Settings
@@ -134,6 +133,50 @@ class TestObserve:
         world.add_instance(NAME, fate="DeployedFailed")
         world.add_instance(NAME).made_at = world.clock.seconds
         assert observe(world, settings).facts["instance_id"] == works.id
+
+    def test_another_one_of_ours_is_paid_too_and_said(self, world: World, settings: Settings) -> None:
+        first, second = world.add_instance(NAME), world.add_instance(NAME)
+        ids = {first.id, second.id}
+        seen = observe(world, settings)
+        assert seen.ready
+        other = (ids - {str(seen.facts["instance_id"])}).pop()
+        assert seen.facts["also_paid"] == (f"{other} (Deployed)",)
+        assert f"also paid: {other}" in seen.cause
+        plan = make_links(world, settings).cluster.plan()
+        assert any(f"also paid: {other}" in change.what for change in plan)
+
+    @pytest.mark.parametrize("status", ["Stopped", "StartFailed"])
+    def test_a_stopped_one_is_broken_and_left_to_a_person(
+        self, world: World, settings: Settings, status: str
+    ) -> None:
+        made = world.add_instance(NAME, fate=status)
+        seen = observe(world, settings)
+        assert seen.state is State.BROKEN and "start it in the console" in seen.cause
+        assert actions(world, settings) == ["none"]
+        links = make_links(world, settings)
+        with pytest.raises(NotReadyError, match="start it in the console"):
+            links.cluster.ensure(links.deadline())
+        assert made.deleted_at is None and world.clock.seconds == 0
+
+    def test_one_that_stops_under_way_is_not_waited_for(self, world: World, settings: Settings) -> None:
+        world.deploy_fate = "Stopped"
+        links = make_links(world, settings)
+        with pytest.raises(NotReadyError, match="start it in the console"):
+            links.cluster.ensure(links.deadline())
+        assert world.clock.seconds < 100
+
+    def test_what_differs_from_the_settings_is_said(self, world: World, settings: Settings) -> None:
+        links = make_links(world, settings)
+        assert "differs" not in links.cluster.ensure(links.deadline()).facts
+        three = settings.model_copy(update={"alibaba": Alibaba(worker_count=3, worker_disk_gib=2048)})
+        seen = observe(world, three)
+        assert seen.ready
+        assert seen.facts["differs"] == (
+            "WorkerInstanceCount is 1, the settings say 3; "
+            "WorkerSystemDiskSize is 1024, the settings say 2048"
+        )
+        (change,) = make_links(world, three).cluster.plan()
+        assert change.action == "none" and "WorkerInstanceCount is 1, the settings say 3" in change.why
 
 
 class TestPlan:
@@ -284,79 +327,16 @@ class TestEnsure:
             links.cluster.ensure(links.deadline())
         assert world.bought == []
 
-    def test_the_password_is_generated_private_and_not_in_the_facts(
-        self, world: World, settings: Settings
-    ) -> None:
+    def test_the_password_is_generated_private_and_forgotten(self, world: World, settings: Settings) -> None:
         links = make_links(world, settings)
-        seen = links.cluster.ensure(links.deadline())
+        world.faults["create_instance"] = [throttled()]
+        with pytest.raises(RemoteError):
+            links.cluster.ensure(links.deadline())
         intent = links.journal.read("cluster")
         assert intent is not None
-        password = intent.secret.partition(" ")[2]
-        assert len(password) >= 8
-        assert password not in repr(seen)
-        assert password not in repr(links.journal), "nor is it shown with the journal"
-
-
-class TestRemove:
-    def test_nothing_there_is_nothing_to_do(self, world: World, settings: Settings) -> None:
-        links = make_links(world, settings)
-        assert links.cluster.remove(links.deadline()) == []
-
-    def test_deletes_ours_and_waits_until_it_is_gone(self, world: World, settings: Settings) -> None:
-        links = make_links(world, settings)
-        links.cluster.ensure(links.deadline())
-        (change,) = links.cluster.remove(links.deadline())
-        assert (change.action, change.what) == ("delete", f"service instance {world.bought[0]}")
-        assert world.alive() == [] and links.journal.read("cluster") is None
-
-    def test_deletes_all_of_ours(self, world: World, settings: Settings) -> None:
-        world.add_instance(NAME)
-        world.add_instance(NAME, fate="DeployedFailed")
-        links = make_links(world, settings)
-        assert len(links.cluster.remove(links.deadline())) == 2
-        assert world.alive() == []
-
-    def test_leaves_somebody_elses_beside_ours_alone(self, world: World, settings: Settings) -> None:
-        foreign = world.add_instance(NAME, ours=False)
-        world.add_instance(NAME)
-        links = make_links(world, settings)
-        links.cluster.remove(links.deadline())
-        assert world.alive() == [foreign.id]
-
-    def test_refuses_when_only_somebody_elses_is_there(self, world: World, settings: Settings) -> None:
-        foreign = world.add_instance(NAME, ours=False)
-        links = make_links(world, settings)
-        with pytest.raises(RefusedError):
-            links.cluster.remove(links.deadline())
-        assert world.alive() == [foreign.id]
-
-    def test_a_deletion_that_fails_is_told_with_its_reason(self, world: World, settings: Settings) -> None:
-        made = _undeletable(world)
-        links = make_links(world, settings)
-        with pytest.raises(NotReadyError, match="could not be deleted") as caught:
-            links.cluster.remove(links.deadline())
-        assert "the cluster is protected" in caught.value.why
-        assert "deletion protection" in caught.value.fix
-        assert world.alive() == [made.id]
-
-    def test_a_deletion_that_failed_once_is_tried_again(self, world: World, settings: Settings) -> None:
-        made = _undeletable(world)
-        links = make_links(world, settings)
-        with pytest.raises(NotReadyError):
-            links.cluster.remove(links.deadline())
-        made.undeletable = False  # A person took the protection off.
-        made.deleted_at, made.fate = None, "DeletedFailed"
-        make_links(world, settings).cluster.remove(links.deadline())
-        assert world.alive() == []
-
-    def test_after_removal_the_next_purchase_has_a_new_token(self, world: World, settings: Settings) -> None:
-        links = make_links(world, settings)
-        links.cluster.ensure(links.deadline())
-        links.cluster.remove(links.deadline())
-        assert links.cluster.ensure(links.deadline()).ready
-        assert len(world.bought) == 2 and world.alive() == world.bought[1:]
-
-
-def _undeletable(world: World) -> BoughtInstance:
-    more: dict[str, Any] = {"undeletable": True, "detail": "the cluster is protected"}
-    return world.add_instance(NAME, **more)
+        password = intent.secret
+        assert len(password) >= 8 and password not in repr(intent)
+        seen = links.cluster.ensure(links.deadline())
+        assert set(world.passwords) == {password} and password not in repr(seen)
+        text = (state_dir(settings) / "journal.json").read_text()
+        assert world.bought[0] in text and password not in text, "what is bought needs it no more"

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raynest_pipeline.chain.intent import is_wanted, want
+from raynest_pipeline.chain.intent import is_wanted, state_dir, want
 from raynest_pipeline.chain.journal import Intent, Journal
-from raynest_pipeline.errors import StorageError
+from raynest_pipeline.errors import RefusedError, StorageError
 from raynest_pipeline.files import private_dir, read_json, write_atomic
+from raynest_pipeline.settings import Settings
 
 
 @pytest.fixture
@@ -36,16 +37,37 @@ class TestJournal:
     def test_an_intention_is_on_disk_before_begin_returns(self, journal: Journal, tmp_path: Path) -> None:
         intent = journal.begin("cluster", secret="z pass")
         again = Journal(tmp_path / "state" / "journal.json").read("cluster")
-        assert again == intent == Intent(intent.token, "", "z pass")
+        assert again == intent == Intent(intent.token, secret="z pass")
 
     def test_a_killed_purchase_goes_on_with_the_same_token_and_secret(self, journal: Journal) -> None:
         first = journal.begin("cluster", secret="first")
         assert journal.begin("cluster", secret="second") == first
 
-    def test_a_recorded_id_keeps_the_token(self, journal: Journal) -> None:
-        first = journal.begin("cluster", secret="s")
+    def test_a_recorded_id_keeps_the_token_and_forgets_the_secret(
+        self, journal: Journal, tmp_path: Path
+    ) -> None:
+        first = journal.begin("cluster", region="r", account="a", secret="pass-word", order={"n": 1})
         journal.record("cluster", "si-1")
-        assert journal.read("cluster") == Intent(first.token, "si-1", "s")
+        assert journal.read("cluster") == Intent(first.token, "si-1", "r", "a")
+        assert "pass-word" not in (tmp_path / "state" / "journal.json").read_text()
+
+    def test_another_order_keeps_token_and_secret(self, journal: Journal) -> None:
+        first = journal.begin("cluster", secret="s", order={"workers": 1})
+        assert journal.amend("cluster", {"workers": 2}) == journal.read("cluster")
+        assert journal.read("cluster") == Intent(first.token, secret="s", order={"workers": 2})
+
+    @pytest.mark.parametrize(
+        ("region", "account", "refused"),
+        [("r", "a", False), ("r", "", False), ("q", "", True), ("q", "a", True), ("r", "b", True)],
+    )
+    def test_what_was_bought_elsewhere_is_refused(self, region: str, account: str, refused: bool) -> None:
+        intent = Intent("t", "si-1", "r", "a")
+        if not refused:
+            intent.refuse_elsewhere(region=region, account=account)
+            return
+        with pytest.raises(RefusedError, match="made elsewhere") as caught:
+            intent.refuse_elsewhere(region=region, account=account)
+        assert "si-1" in caught.value.why and "take it down first" in caught.value.fix
 
     def test_an_ended_intention_is_followed_by_a_new_token(self, journal: Journal) -> None:
         first = journal.begin("cluster")
@@ -138,10 +160,10 @@ class TestFiles:
         assert mode(tmp_path / "a") == 0o600
         assert mode(tmp_path / "deep" / "er") == 0o700
 
-    def test_a_folder_that_was_open_is_closed(self, tmp_path: Path) -> None:
+    def test_a_folder_that_is_there_keeps_its_permissions(self, tmp_path: Path) -> None:
         (tmp_path / "open").mkdir(mode=0o755)
-        private_dir(tmp_path / "open")
-        assert mode(tmp_path / "open") == 0o700
+        private_dir(tmp_path / "open" / "mine")
+        assert (mode(tmp_path / "open"), mode(tmp_path / "open" / "mine")) == (0o755, 0o700)
 
     def test_a_file_in_the_way_is_told(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
@@ -180,17 +202,25 @@ class TestFiles:
 
 class TestWanted:
     def test_is_remembered_both_ways(self, tmp_path: Path) -> None:
-        home = tmp_path / "home"
-        assert not is_wanted(home)
-        want(home, False)
-        assert not home.exists(), "nothing to remember, nothing written"
-        want(home, True)
-        assert is_wanted(home)
-        assert mode(home / "wanted.json") == 0o600
-        want(home, False)
-        assert not is_wanted(home)
+        chain = Settings(home=tmp_path / "home")
+        assert not is_wanted(chain)
+        want(chain, False)
+        assert not chain.home_dir.exists(), "nothing to remember, nothing written"
+        want(chain, True)
+        assert is_wanted(chain)
+        assert mode(state_dir(chain) / "wanted.json") == 0o600
+        want(chain, False)
+        assert not is_wanted(chain)
+
+    def test_other_profiles_and_names_have_their_own(self, tmp_path: Path) -> None:
+        chain = Settings(home=tmp_path)
+        want(chain, True)
+        assert not is_wanted(Settings(home=tmp_path, profile="alibaba"))  # type: ignore[arg-type]
+        assert not is_wanted(Settings(home=tmp_path, name="other"))
 
     def test_garbage_is_not_wanted(self, tmp_path: Path) -> None:
+        chain = Settings(home=tmp_path)
+        private_dir(state_dir(chain))
         for text in ("{", '{"up": 1}', '{"up": "true"}', "[]"):
-            (tmp_path / "wanted.json").write_text(text)
-            assert not is_wanted(tmp_path), text
+            (state_dir(chain) / "wanted.json").write_text(text)
+            assert not is_wanted(chain), text

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raynest_pipeline.alibaba.computenest import DeployCheck, MissingPermission, Provision, Service
 from raynest_pipeline.alibaba.ecs import InstanceType, ZoneStock
-from raynest_pipeline.alibaba.price import Price
+from raynest_pipeline.alibaba.price import Price, PriceLine
 from raynest_pipeline.alibaba.sts import Caller
 from raynest_pipeline.chain.preflight import POLICIES, Check, Report, describe_price, run_preflight
 from raynest_pipeline.errors import RefusedError, RemoteError, Verdict
@@ -31,6 +31,13 @@ def check(world: World, name: str, **alibaba: Any) -> Check:
 
 def price(amount: str, currency: str = "CNY", *, lower_bound: bool = False) -> Price:
     return Price(Decimal(amount), currency, lower_bound)
+
+
+def with_workers(amount: str) -> Price:
+    """A lower bound with the workers in it and the traffic not, as Compute Nest gives it."""
+    worker = PriceLine("AckOrAcsClusterModule.EcsInstanceWorker", Decimal(amount), "CNY", "Hour")
+    traffic = PriceLine("AckOrAcsClusterModule.Eip", Decimal("0.8"), "CNY", "GB", "priced per GB")
+    return Price(Decimal(amount), "CNY", True, (worker, traffic))
 
 
 class TestReport:
@@ -238,23 +245,51 @@ class TestPrice:
         assert one.outcome == "refuse" and "above the cap of 30 CNY per hour" in one.message
 
     def test_a_lower_bound_is_told_as_one(self, world: World) -> None:
-        world.estimate = price("19.09", lower_bound=True)
+        world.estimate = with_workers("19.09")
         assert "at least 19.09 CNY" in check(world, "price").message
 
     def test_a_lower_bound_below_the_workers_price_gives_way_to_it(self, world: World) -> None:
-        world.estimate, world.workers_price = price("0.64", lower_bound=True), price("54.20")
+        world.estimate, world.workers_price = with_workers("0.64"), price("54.20")
         found = report(world)
         assert found.price is not None
         assert (found.price.amount, found.price.lower_bound) == (Decimal("54.20"), True)
         assert [c.name for c in found.refusals] == ["price"]
+
+    def test_a_lower_bound_without_the_workers_is_added_to_their_price(self, world: World) -> None:
+        world.estimate, world.workers_price = price("25", lower_bound=True), price("29")
+        found = report(world)
+        assert found.price is not None
+        assert (found.price.amount, found.price.lower_bound) == (Decimal("54"), True)
+        assert [c.name for c in found.refusals] == ["price"]
+
+    @pytest.mark.parametrize("error", [denied(), None])
+    def test_a_lower_bound_without_the_workers_and_their_price_means_nothing(
+        self, world: World, error: RemoteError | None
+    ) -> None:
+        world.estimate, world.workers_price = price("0.64", lower_bound=True), None
+        world.faults["hourly_price"] = [error] if error else []
+        one = check(world, "price", worker_count=50)
+        assert (one.outcome, one.message) == ("refuse", "the price could not be found out")
+        assert check(world, "price", worker_count=50, allow_unknown_price=True).outcome == "unknown"
+
+    def test_a_workers_line_without_a_price_does_not_count(self, world: World) -> None:
+        unpriced = PriceLine("M.EcsInstanceWorker", None, note="the inquiry for it failed")
+        world.estimate, world.workers_price = Price(Decimal("0.64"), "CNY", True, (unpriced,)), None
+        assert check(world, "price").outcome == "refuse"
+
+    def test_a_lower_bound_with_the_workers_in_it_is_enough(self, world: World) -> None:
+        world.estimate, world.workers_price = with_workers("19.09"), None
+        assert report(world).price == with_workers("19.09")
 
     def test_a_full_estimate_is_believed_though_lower(self, world: World) -> None:
         world.estimate, world.workers_price = price("10"), price("12")
         assert report(world).price == price("10")
 
     def test_other_currencies_are_never_compared(self, world: World) -> None:
-        world.estimate, world.workers_price = price("3", lower_bound=True), price("54", "USD")
-        assert report(world).price == price("3", lower_bound=True)
+        world.estimate, world.workers_price = with_workers("3"), price("54", "USD")
+        assert report(world).price == with_workers("3")
+        world.estimate = price("3", lower_bound=True)
+        assert report(world).price is None
 
     def test_a_price_in_another_currency_than_the_cap_is_refused(self, world: World) -> None:
         world.estimate = price("2.5", "USD")

@@ -1,14 +1,16 @@
 """The public address link in every state of the cloud."""
 
+from dataclasses import replace
+
 import pytest
-from chain_clock import THE_TASK_FAILED, cloud_error, denied, no_balance, throttled
+from chain_clock import THE_TASK_FAILED, cloud_error, denied, no_answer, no_balance, throttled
 from chain_links import Links, make_links
 from chain_world import BoughtInstance, World
 
 from raynest_pipeline.alibaba.egress import Egress
 from raynest_pipeline.chain.link import Observation, State, Step
 from raynest_pipeline.errors import NotReadyError, RefusedError, RemoteError, Verdict
-from raynest_pipeline.settings import Settings
+from raynest_pipeline.settings import Alibaba, Settings
 
 
 @pytest.fixture
@@ -244,80 +246,79 @@ class TestEnsure:
         assert world.bought == []
 
 
-class TestRemove:
-    def test_nothing_there_is_nothing_to_do(self, links: Links) -> None:
-        assert links.public_ip.remove(links.deadline()) == []
+class TestPurchase:
+    @pytest.fixture
+    def lost(self, world: World, settings: Settings, cluster: BoughtInstance, links: Links) -> Links:
+        """An address was sold, nobody heard of it, and it is not listed for a while."""
+        world.clock.seconds += 100
+        world.listing_delay = 30.0
+        world.lost["allocate_eip"] = [no_answer()] * 9
+        with pytest.raises(NotReadyError):
+            links.public_ip.ensure(links.deadline(0.1))
+        world.lost.clear()
+        return make_links(world, settings)
+
+    @pytest.mark.parametrize("error", [denied(), no_balance()])
+    def test_a_repetition_that_is_refused_keeps_the_token(
+        self, world: World, lost: Links, error: RemoteError
+    ) -> None:
+        world.faults["allocate_eip"] = [error]
+        with pytest.raises(RemoteError):
+            ensure(lost)
+        assert ensure(lost).ready
+        assert world.bought == ["eip-1"]
+
+    def test_another_bandwidth_does_not_buy_a_second_one(
+        self, world: World, settings: Settings, lost: Links
+    ) -> None:
+        slower = settings.model_copy(update={"alibaba": Alibaba(eip_bandwidth_mbps=10)})
+        assert ensure(make_links(world, slower)).facts["eip_id"] == "eip-1"
+        assert world.bought == ["eip-1"]
 
     @pytest.mark.usefixtures("cluster")
-    def test_unbinds_waits_and_releases(self, world: World, links: Links) -> None:
-        ensure(links)
-        changes = links.public_ip.remove(links.deadline())
-        assert [change.action for change in changes] == ["update", "delete"]
-        assert world.eips == {} and links.journal.read("public_ip") is None
-        assert world.calls.index("unbind_eip") < world.calls.index("release_eip")
-        assert "unassociate_eip" not in world.calls, "never behind the API server's back"
-
-    @pytest.mark.usefixtures("cluster")
-    def test_leaves_what_somebody_else_bound(self, world: World, links: Links) -> None:
-        world.foreign_endpoint = "47.2.2.2"
-        assert links.public_ip.remove(links.deadline()) == []
-        assert "unbind_eip" not in world.calls
-
-    def test_leaves_addresses_without_our_tag(self, world: World, links: Links) -> None:
-        foreign = world.add_eip(ours=False)
-        mine = world.add_eip()
-        links.public_ip.remove(links.deadline())
-        assert set(world.eips) == {foreign.id} and mine.id not in world.eips
-
-    def test_takes_its_address_off_a_cluster_that_is_gone(
-        self, world: World, links: Links, cluster: BoughtInstance
-    ) -> None:
-        world.add_eip(bound_to=cluster.cluster_id)
-        cluster.deleted_at = -1000.0
-        links.public_ip.remove(links.deadline())
-        assert world.eips == {} and "unassociate_eip" in world.calls
-
-    def test_removes_one_that_is_still_being_bound(
-        self, world: World, links: Links, cluster: BoughtInstance
-    ) -> None:
-        eip = world.add_eip()
-        world.cloud.clusters.bind_eip(cluster.cluster_id, eip.id, "t")
-        links.public_ip.remove(links.deadline())
-        assert world.eips == {}
-        assert "unassociate_eip" not in world.calls, "never behind the API server's back"
-
-    def test_a_release_that_does_not_happen_says_that_it_costs(
-        self, world: World, links: Links, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        eip = world.add_eip()
-        monkeypatch.setattr(world.cloud.network, "release_eip", lambda _: None)
-        with pytest.raises(NotReadyError, match=f"The release of {eip.ip}") as caught:
-            links.public_ip.remove(links.deadline(30))
-        assert "still costs money" in caught.value.fix
-
-    def test_an_unbinding_that_fails_says_why(
-        self, world: World, links: Links, cluster: BoughtInstance
-    ) -> None:
-        eip = world.add_eip(bound_to=cluster.cluster_id)
-        world.bind_failure = THE_TASK_FAILED
-        with pytest.raises(NotReadyError, match="Unbinding the address failed"):
-            links.public_ip.remove(links.deadline())
-        assert set(world.eips) == {eip.id}
-        world.bind_failure = ""
-        links.public_ip.remove(links.deadline())
-        assert world.eips == {}
-
-    @pytest.mark.usefixtures("cluster")
-    def test_a_recorded_purchase_that_is_listed_late_is_released(
+    def test_one_on_record_that_was_released_is_bought_anew_with_another_bandwidth(
         self, world: World, settings: Settings, links: Links
     ) -> None:
         ensure(links)
-        world.eips["eip-1"].made_at, world.listing_delay = world.clock.seconds, 20.0
-        make_links(world, settings).public_ip.remove(links.deadline())
-        assert world.eips == {}
+        world.eips.clear()
+        slower = settings.model_copy(update={"alibaba": Alibaba(eip_bandwidth_mbps=10)})
+        assert ensure(make_links(world, slower)).facts["eip_id"] == "eip-2"
+
+    def test_another_account_buys_nothing_and_forgets_nothing(self, world: World, lost: Links) -> None:
+        world.eips.clear()
+        world.caller = replace(world.caller, account_id="99")
+        for act in (lost.public_ip.ensure, lost.public_ip.remove):
+            with pytest.raises(RefusedError, match="account 1234, and now it is 99"):
+                act(lost.deadline())
+        assert lost.journal.read("public_ip") is not None
 
     @pytest.mark.usefixtures("cluster")
-    def test_afterwards_the_next_purchase_has_a_new_token(self, world: World, links: Links) -> None:
+    def test_a_recorded_address_of_another_account_or_region_is_not_forgotten(
+        self, world: World, settings: Settings, links: Links
+    ) -> None:
         ensure(links)
-        links.public_ip.remove(links.deadline())
-        assert ensure(links).facts["eip_id"] == "eip-2"
+        world.eips.clear()
+        there = settings.model_copy(update={"alibaba": Alibaba(region_id="eu-central-1")})
+        elsewhere = make_links(world, there)
+        with pytest.raises(RefusedError, match="made elsewhere"):
+            elsewhere.public_ip.remove(elsewhere.deadline())
+        world.caller = replace(world.caller, account_id="99")
+        with pytest.raises(RefusedError, match="made elsewhere"):
+            links.public_ip.remove(links.deadline())
+        assert links.journal.read("public_ip") is not None
+
+
+class TestSpares:
+    def test_a_second_address_is_paid_too_and_said(
+        self, world: World, links: Links, cluster: BoughtInstance
+    ) -> None:
+        world.add_eip(bound_to=cluster.cluster_id)
+        spare = world.add_eip()
+        (said,) = links.public_ip.observe().facts["also_paid"]  # type: ignore[misc, union-attr]
+        assert said == f"{spare.ip} ({spare.id}, Available)"
+        plan = links.public_ip.plan()
+        assert [change.what for change in plan[1:]] == [f"also paid: {said}"]
+
+    def test_one_address_is_no_spare(self, world: World, links: Links, cluster: BoughtInstance) -> None:
+        world.add_eip(bound_to=cluster.cluster_id)
+        assert "also_paid" not in links.public_ip.observe().facts

@@ -13,7 +13,7 @@ from raynest_pipeline.chain.repair import Decision, History, Policy, decide
 
 LINKS = ("cluster", "public_ip", "kubeconfig", "ray_service")
 NOW = 1_000_000.0
-POLICY = Policy(bad_ticks=2, cooldown_seconds=300, max_attempts=3, pending_seconds=3600)
+POLICY = Policy(bad_ticks=2, cooldown_seconds=300, max_attempts=3, pending_seconds=3600, settle_seconds=600)
 
 
 def seen(*states: State) -> list[Observation]:
@@ -37,13 +37,28 @@ def at(observations: list[Observation], history: History | None = None, **more: 
     return decide(observations, history or History(), **arguments)
 
 
-BAD_ONCE = History(incident="1", since=NOW - 30, bad=1)
+BAD_ONCE = History(incident="1", bad=1)
 
 
 class TestTable:
-    def test_all_ready_is_healthy_and_ends_the_incident(self) -> None:
-        decision = at(seen(), History(incident="1", bad=1, attempt=2, attempted_at=NOW))
-        assert (decision.verdict, decision.history, decision.link) == ("healthy", History(), "")
+    def test_all_ready_is_healthy_and_ends_the_incident_in_time(self) -> None:
+        repaired = History(incident="1", bad=1, attempt=2, attempted_at=NOW)
+        first = at(seen(), repaired)
+        assert (first.verdict, first.link) == ("healthy", "")
+        assert first.history == replace(repaired, bad=0, ready_since=NOW)
+        assert at(seen(), first.history, now=NOW + 599).history == first.history
+        assert at(seen(), first.history, now=NOW + 600).history == History()
+
+    def test_what_dies_again_soon_is_the_same_incident(self) -> None:
+        repaired = History(incident="1", attempt=3, attempted_at=NOW - 10_000)
+        good = at(seen(), repaired)
+        bad = at(service(State.BROKEN), good.history, now=NOW + 30)
+        again = at(service(State.BROKEN), bad.history, now=NOW + 60)
+        assert again.verdict == "gave_up", "three redeploys did not help; a moment of health changes nothing"
+        assert bad.history.ready_since == 0.0, "its good time begins anew"
+
+    def test_a_healthy_chain_has_no_history(self) -> None:
+        assert at(seen(), History()).history == History()
 
     def test_no_links_at_all_is_healthy(self) -> None:
         assert at([]).verdict == "healthy"
@@ -51,7 +66,7 @@ class TestTable:
     def test_the_first_bad_tick_is_suspect(self) -> None:
         decision = at(service(State.BROKEN))
         assert (decision.verdict, decision.link) == ("suspect", "ray_service")
-        assert decision.history == History(incident=str(int(NOW)), since=NOW, bad=1)
+        assert decision.history == History(incident=str(int(NOW)), bad=1)
         assert "1 of 2" in decision.reason and "why" in decision.reason
 
     def test_the_second_is_repaired(self) -> None:
@@ -71,30 +86,29 @@ class TestTable:
         assert decision.link == "public_ip"
 
     @pytest.mark.parametrize("history", [History(), BAD_ONCE])
-    def test_unknown_is_not_broken_and_keeps_the_history(self, history: History) -> None:
+    def test_unknown_is_not_broken_and_ends_the_row(self, history: History) -> None:
         decision = at(service(State.UNKNOWN), history)
-        assert (decision.verdict, decision.history) == ("unknown", history)
+        assert (decision.verdict, decision.history) == ("unknown", replace(history, bad=0))
 
     def test_a_run_at_work_is_waited_for(self) -> None:
         decision = at(service(State.BROKEN), BAD_ONCE, run_in_flight=True)
-        assert (decision.verdict, decision.history) == ("waiting", BAD_ONCE)
+        assert (decision.verdict, decision.history) == ("waiting", replace(BAD_ONCE, bad=0))
         assert "a run is at work" in decision.reason
 
     def test_what_nobody_wants_is_left_alone_and_forgotten(self) -> None:
         decision = at(service(State.BROKEN), BAD_ONCE, wanted=False)
         assert (decision.verdict, decision.history) == ("idle", History())
 
-    def test_a_vanished_cluster_is_not_bought_again(self) -> None:
-        decision = at(seen(State.MISSING, State.MISSING, State.MISSING, State.MISSING), BAD_ONCE)
+    @pytest.mark.parametrize("state", [State.MISSING, State.BROKEN])
+    def test_a_vanished_or_failed_cluster_is_not_bought_again(self, state: State) -> None:
+        decision = at(seen(state, State.MISSING, State.MISSING, State.MISSING), BAD_ONCE)
         assert decision.verdict == "gave_up"
         assert "health.buy_cluster" in decision.reason
 
     def test_unless_the_policy_allows_it(self) -> None:
         policy = replace(POLICY, buy_cluster=True)
         assert at(seen(State.MISSING), BAD_ONCE, policy=policy).verdict == "repair"
-
-    def test_a_broken_cluster_is_repaired(self) -> None:
-        assert at(seen(State.BROKEN), BAD_ONCE).verdict == "repair"
+        assert at(seen(State.BROKEN), BAD_ONCE, policy=policy).verdict == "repair"
 
     def test_pending_gets_its_time(self) -> None:
         first = at(service(State.PENDING))
@@ -103,7 +117,7 @@ class TestTable:
         assert (later.verdict, later.history) == ("waiting", first.history)
 
     def test_pending_for_too_long_counts_as_bad(self) -> None:
-        history = History(pending_since=NOW - 3600)
+        history = History(pending="ray_service", pending_since=NOW - 3600)
         first = at(service(State.PENDING), history)
         assert first.verdict == "suspect"
         assert "for 3600 s" in first.reason
@@ -112,9 +126,19 @@ class TestTable:
         assert second.history.pending_since == 0.0, "the redeployed one gets its own time"
 
     def test_a_pending_that_broke_does_not_count_from_the_earlier_pending(self) -> None:
-        broken = at(service(State.BROKEN), History(pending_since=NOW - 5000))
+        waited = History(pending="ray_service", pending_since=NOW - 5000)
+        broken = at(service(State.BROKEN), waited)
         pending = at(service(State.PENDING), broken.history, now=NOW + 30)
         assert pending.verdict == "waiting", "it is on its way again: its time begins anew"
+
+    def test_each_link_has_its_own_time_to_be_pending(self) -> None:
+        waited = History(pending="public_ip", pending_since=NOW - 5000)
+        assert at(service(State.PENDING), waited).verdict == "waiting"
+
+    @pytest.mark.parametrize("between", [State.PENDING, State.UNKNOWN, State.READY])
+    def test_bad_ticks_count_only_in_a_row(self, between: State) -> None:
+        other = at(service(between), BAD_ONCE)
+        assert at(service(State.BROKEN), other.history, now=NOW + 30).verdict == "suspect"
 
     def test_the_cool_down_is_kept(self) -> None:
         history = History(incident="1", bad=1, attempt=1, attempted_at=NOW - 299)
@@ -130,9 +154,9 @@ class TestTable:
 
     def test_a_new_incident_has_another_run_key(self) -> None:
         first = at(service(State.BROKEN), BAD_ONCE)
-        healed = at(seen(), first.history)
-        again = at(service(State.BROKEN), healed.history, now=NOW + 60)
-        second = at(service(State.BROKEN), again.history, now=NOW + 90)
+        healed = at(seen(), at(seen(), first.history).history, now=NOW + 600)
+        again = at(service(State.BROKEN), healed.history, now=NOW + 660)
+        second = at(service(State.BROKEN), again.history, now=NOW + 690)
         assert second.verdict == "repair" and second.run_key != first.run_key
 
     def test_a_link_without_a_cause_still_reads_well(self) -> None:
@@ -160,9 +184,10 @@ class TestHistory:
         history=st.builds(
             History,
             incident=st.text(max_size=12),
-            since=st.floats(0, 1e12),
             bad=st.integers(0, 9),
+            pending=st.sampled_from(["", *LINKS]),
             pending_since=st.floats(0, 1e12),
+            ready_since=st.floats(0, 1e12),
             attempt=st.integers(0, 9),
             attempted_at=st.floats(0, 1e12),
         )
@@ -216,7 +241,7 @@ class Ticks(RuleBasedStateMachine):
         assert first is not None and decision.link == first.link
         assert wanted and not flight
         assert first.state is not State.UNKNOWN
-        assert first.link != "cluster" or first.state is not State.MISSING or self.policy.buy_cluster
+        assert first.link != "cluster" or first.state is State.PENDING or self.policy.buy_cluster
         self.repairs.append((decision.history.incident, decision.run_key, self.now))
 
     @invariant()

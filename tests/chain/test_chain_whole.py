@@ -6,12 +6,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-from chain_clock import denied, throttled
+from chain_clock import THE_TASK_FAILED, denied, throttled
 from chain_kube import APP, FakeKube, status_of, unreachable
 from chain_ports import KUBECONFIG, jwt
 from chain_world import World
 
-from raynest_pipeline.chain.chain import Chain, Teardown, build_chain, first_not_ready, require_ready
+from raynest_pipeline.alibaba.cs import ClusterResource
+from raynest_pipeline.chain.chain import Chain, Teardown, build_chain
 from raynest_pipeline.chain.link import Observation, State, Step
 from raynest_pipeline.chain.report import StatusReport, plain, status_report
 from raynest_pipeline.errors import NotReadyError, RaynestError, RefusedError, RemoteError
@@ -39,7 +40,6 @@ class TestBuilding:
         assert [link.name for link in chain.links] == ["ray_service"]
         assert chain.preflight() is None and chain.audit() == ()
         assert chain.kubeconfig_path == path
-        assert chain.has("ray_service") and not chain.has("cluster")
 
     def test_a_link_that_is_not_there(self, chain: Chain) -> None:
         with pytest.raises(KeyError):
@@ -80,26 +80,14 @@ class TestPlan:
 
 class TestEnsure:
     def test_from_nothing_to_served(self, chain: Chain, world: World) -> None:
-        told: list[Observation] = []
-        seen = chain.ensure_from_first_broken(on_link=told.append)
-        assert [item.link for item in seen] == LINKS == [item.link for item in told]
-        assert all(item.ready for item in seen)
+        assert [chain.ensure(name).state for name in LINKS] == [State.READY] * 4
         assert states(chain) == ["ready"] * 4
         assert len(world.bought) == 2 and chain.wanted
 
     def test_what_is_ready_is_not_touched(self, up: Chain, kube: FakeKube) -> None:
         applied = len(kube.applied)
-        assert all(seen.ready for seen in up.ensure_from_first_broken())
+        assert all(up.ensure(name).ready for name in LINKS)
         assert len(kube.applied) == applied
-
-    def test_a_redeploy_begins_at_the_first_broken_link(
-        self, up: Chain, world: World, kube: FakeKube
-    ) -> None:
-        up.kubeconfig_path.unlink()
-        steps: list[Step] = []
-        up.ensure_from_first_broken(steps.append)
-        assert {step.link for step in steps} == {"kubeconfig", "ray_service"}
-        assert "create_instance" not in world.calls and "allocate_eip" not in world.calls
 
     def test_a_link_is_ensured_by_name_within_its_own_deadline(self, chain: Chain, world: World) -> None:
         assert chain.ensure("cluster").ready
@@ -114,8 +102,39 @@ class TestEnsure:
     def test_a_refusal_leaves_nothing_bought(self, chain: Chain, world: World) -> None:
         world.stock = []
         with pytest.raises(RefusedError):
-            chain.ensure_from_first_broken()
+            chain.ensure("cluster")
         assert world.bought == []
+
+
+class TestRepair:
+    """`ensure` on the sensor's behalf: only what is still wanted, and nothing that has to be bought."""
+
+    def test_what_was_taken_down_meanwhile_stays_down(self, up: Chain, world: World) -> None:
+        up.teardown()
+        with pytest.raises(RefusedError, match="taken down meanwhile") as caught:
+            up.ensure("cluster", repair=True)
+        assert "raynest up" in caught.value.fix
+        assert world.alive() == [] and not up.wanted
+
+    def test_is_no_wish(self, chain: Chain) -> None:
+        with pytest.raises(RefusedError):
+            chain.ensure("ray_service", repair=True)
+        assert not chain.wanted
+
+    def test_mends_what_needs_no_purchase(self, up: Chain) -> None:
+        up.kubeconfig_path.unlink()
+        assert all(up.ensure(name, repair=True).ready for name in LINKS)
+
+    def test_does_not_buy_a_cluster_unless_the_settings_say_so(self, up: Chain, world: World) -> None:
+        next(iter(world.instances.values())).deleted_at = -1000.0
+        with pytest.raises(RefusedError, match="does not buy") as caught:
+            up.ensure("cluster", repair=True)
+        assert "health.buy_cluster" in caught.value.fix
+        assert len(world.purchases("si-")) == 1
+        health = up.settings.health.model_copy(update={"buy_cluster": True})
+        allowed = build_chain(up.settings.model_copy(update={"health": health}), world.clock)
+        assert allowed.ensure("cluster", repair=True).ready
+        assert len(world.purchases("si-")) == 2
 
 
 class TestTeardown:
@@ -148,7 +167,7 @@ class TestTeardown:
         steps: list[Step] = []
         up.teardown(steps.append)
         assert world.alive() == []
-        assert any("left to the cluster's deletion" in step.message for step in steps)
+        assert any("left until the cluster is deleted" in step.message for step in steps)
 
     def test_a_stuck_finalizer_does_not_stop_it(self, up: Chain, world: World, kube: FakeKube) -> None:
         kube.stuck = True
@@ -163,13 +182,87 @@ class TestTeardown:
         up.teardown()
         assert world.alive() == []
 
-    def test_a_cloud_that_refuses_stops_it_and_says_so(self, up: Chain, world: World) -> None:
-        world.faults["unbind_eip"] = [denied()]
+    def test_an_address_that_cannot_be_unbound_does_not_keep_the_cluster(
+        self, up: Chain, world: World
+    ) -> None:
+        world.faults["unbind_eip"] = [denied()] * 9
+        steps: list[Step] = []
+        assert up.teardown(steps.append).left == ()
+        assert world.alive() == [] and not up.wanted
+        assert any("left until the cluster is deleted" in step.message for step in steps)
+
+    def test_a_cluster_that_nobody_can_reach_goes_at_once(self, up: Chain, world: World) -> None:
+        world.cluster_state = "unavailable"
+        started = world.clock.seconds
+        assert up.teardown().left == ()
+        assert world.alive() == [] and world.clock.seconds - started < 120
+
+    def test_an_unbinding_that_fails_does_not_keep_the_cluster(self, up: Chain, world: World) -> None:
+        world.bind_failure = THE_TASK_FAILED
+        assert up.teardown().left == ()
+        assert world.alive() == []
+
+    def test_an_address_bound_to_something_else_does_not_keep_the_cluster(
+        self, up: Chain, world: World
+    ) -> None:
+        world.eips["eip-1"].bound_to = "i-somebodys-machine"
+        started = world.clock.seconds
+        up.teardown()
+        assert world.alive() == []
+        assert world.clock.seconds - started < 600
+
+    def test_a_dead_operator_costs_three_minutes_and_not_the_whole_deadline(
+        self, up: Chain, world: World, kube: FakeKube
+    ) -> None:
+        kube.stuck = True
+        started = world.clock.seconds
+        up.teardown()
+        assert world.alive() == [] and world.clock.seconds - started < 300
+
+    def test_an_address_that_sticks_is_told_after_the_cluster_is_gone(
+        self, up: Chain, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(world.cloud.network, "release_eip", lambda _: None)
+        with pytest.raises(NotReadyError, match="The release of 47.1.0.1"):
+            up.teardown()
+        assert world.alive() == ["eip-1"], "the cluster is gone"
+
+    def test_a_cloud_that_refuses_the_deletion_stops_it_and_says_so(self, up: Chain, world: World) -> None:
+        world.faults["delete_instance"] = [denied()]
         with pytest.raises(RemoteError):
             up.teardown()
         assert not up.wanted, "it is on its way down: nobody repairs it meanwhile"
         up.teardown()
         assert world.alive() == []
+
+    def test_what_the_cluster_made_and_its_deletion_leaves_is_told(self, up: Chain, world: World) -> None:
+        slb = "ALIYUN::SLB::LoadBalancer"
+        world.cluster_resources = [
+            ClusterResource("ngw-1", "ALIYUN::VPC::NatGateway", "", "system", True),
+            ClusterResource("sg-1", "ALIYUN::ECS::SecurityGroup", "", "system", False),
+            ClusterResource("lb-stays", slb, "", "addon", False, "Service default/web"),
+            ClusterResource("lb-perhaps", slb, "", "addon", None, "Service default/api"),
+            ClusterResource(
+                "lb-ours", slb, "", "addon", False, "Service raynest/ray-cluster-kuberay-head-svc"
+            ),
+            ClusterResource("lb-users", slb, "", "user", False),
+        ]
+        done = up.teardown()
+        assert [text.split(" (")[0] for text in done.left] == [
+            f"{slb} lb-stays of Service default/web",
+            f"{slb} lb-perhaps of Service default/api",
+        ]
+        (kept,) = [change for change in done.changes if change.action == "keep"]
+        assert kept.what == f"{slb} lb-users"
+
+    @pytest.mark.parametrize("error", [denied(), throttled()])
+    def test_a_list_of_resources_that_is_denied_does_not_stop_it(
+        self, up: Chain, world: World, error: RemoteError
+    ) -> None:
+        world.faults["cluster_resources"] = [error]
+        done = up.teardown()
+        assert world.alive() == [] and done.left == ()
+        assert any("could not be listed" in change.why for change in done.changes)
 
     def test_the_audit_finds_what_is_left(self, up: Chain, world: World) -> None:
         left = up.audit()
@@ -182,17 +275,6 @@ class TestTeardown:
         world.faults["find_eips"] = [throttled()]
         with pytest.raises(RemoteError):
             up.audit()
-
-
-class TestRequire:
-    def test_names_the_first_that_is_not_ready(self) -> None:
-        seen = [Observation("cluster", State.READY), Observation("public_ip", State.MISSING, "no address")]
-        assert first_not_ready(seen) == seen[1]
-        with pytest.raises(NotReadyError, match="public_ip is missing") as caught:
-            require_ready(seen)
-        assert caught.value.why == "no address"
-        require_ready(seen[:1])
-        assert first_not_ready([]) is None
 
 
 class TestReport:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 from chain_kube import FakeKube
 from chain_world import World
@@ -19,7 +21,14 @@ from raynest_pipeline.chain.chain import Chain
 from raynest_pipeline.cli.demo import require_complete, run_demo
 from raynest_pipeline.cli.jobs import run_job
 from raynest_pipeline.cli.view import View
-from raynest_pipeline.dagster_home import PID_TAG, end_dead_runs, is_dead, packaged, prepare_dagster_home
+from raynest_pipeline.dagster_home import (
+    PID_TAG,
+    end_dead_runs,
+    is_dead,
+    packaged,
+    pid_tag,
+    prepare_dagster_home,
+)
 from raynest_pipeline.errors import BatchError, NotReadyError, RaynestError, RefusedError, SettingsError
 from raynest_pipeline.images.client import Image
 from raynest_pipeline.images.prompt_file import open_prompts
@@ -85,29 +94,47 @@ class TestDagsterHome:
             assert not instance.telemetry_enabled
 
 
+def ended_tag() -> dict[str, str]:
+    """The tag of a process that has ended."""
+    ended = subprocess.Popen(["true"])
+    began = psutil.Process(ended.pid).create_time()
+    ended.wait()
+    return {PID_TAG: f"{socket.gethostname()}:{ended.pid}:{began:.0f}"}
+
+
 class TestDeadRuns:
-    @pytest.mark.parametrize(
-        ("pid", "dead"), [("", False), ("x", False), (str(os.getpid()), False), ("1", False)]
-    )
-    def test_only_what_carries_the_pid_of_an_ended_process_is_dead(self, pid: str, dead: bool) -> None:
-        assert is_dead({PID_TAG: pid}) is dead
+    @pytest.mark.parametrize("tag", ["", "x", "1", "host:x:1", f"{socket.gethostname()}:1:x"])
+    def test_what_is_no_tag_of_ours_is_not_dead(self, tag: str) -> None:
+        assert is_dead({PID_TAG: tag}) is False
         assert is_dead({}) is False
 
+    def test_a_process_that_ended_is_dead_and_a_living_one_is_not(self) -> None:
+        assert is_dead(ended_tag())
+        assert not is_dead(pid_tag())
+
+    def test_a_pid_that_is_used_again_is_another_process(self) -> None:
+        host, pid, began = pid_tag()[PID_TAG].rsplit(":", 2)
+        assert is_dead({PID_TAG: f"{host}:{pid}:{int(began) - 100}"})
+
+    def test_a_process_of_another_host_cannot_be_judged(self) -> None:
+        _, pid, began = ended_tag()[PID_TAG].rsplit(":", 2)
+        assert not is_dead({PID_TAG: f"another-host:{pid}:{began}"})
+
     def test_a_killed_run_is_recorded_as_failed_and_a_living_one_is_not(self) -> None:
-        ended = subprocess.Popen(["true"])
-        ended.wait()
+        gone = ended_tag()
         with dg.DagsterInstance.ephemeral() as instance:
             runs = [
-                instance.add_run(dg.DagsterRun(job_name="redeploy", status=status, tags={PID_TAG: pid}))
-                for status, pid in (
-                    (dg.DagsterRunStatus.STARTED, str(ended.pid)),
-                    (dg.DagsterRunStatus.STARTED, str(os.getpid())),
-                    (dg.DagsterRunStatus.SUCCESS, str(ended.pid)),
+                instance.add_run(dg.DagsterRun(job_name="redeploy", status=status, tags=tags))
+                for status, tags in (
+                    (dg.DagsterRunStatus.STARTED, gone),
+                    (dg.DagsterRunStatus.CANCELING, gone),
+                    (dg.DagsterRunStatus.STARTED, pid_tag()),
+                    (dg.DagsterRunStatus.SUCCESS, gone),
                 )
             ]
-            assert end_dead_runs(instance) == 1
+            assert end_dead_runs(instance) == 2
             found = [instance.get_run_by_id(run.run_id) for run in runs]
-        assert [run.status.value for run in found if run] == ["FAILURE", "STARTED", "SUCCESS"]
+        assert [run.status.value for run in found if run] == ["FAILURE", "FAILURE", "STARTED", "SUCCESS"]
 
 
 @pytest.mark.usefixtures("opened")
@@ -150,7 +177,7 @@ class TestRunJob:
         run_job(load_settings(), "plan", View(quiet=True), tags={"own": "tag"})
         with dg.DagsterInstance.get() as instance:
             (run,) = instance.get_runs(limit=1)
-        assert run.tags[PID_TAG] == str(os.getpid()) and run.tags["own"] == "tag"
+        assert run.tags[PID_TAG] == pid_tag()[PID_TAG] and run.tags["own"] == "tag"
         assert run.status is dg.DagsterRunStatus.SUCCESS
 
 

@@ -4,6 +4,10 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,21 +27,16 @@ Raynest = Callable[..., Any]
 class TestDev:
     @pytest.fixture
     def started(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-        """What was started: (command, environment), and the signals it got."""
+        """What was started: (command, environment)."""
         calls: list[Any] = []
 
         class Process:
-            def __init__(self, command: list[str], *, env: dict[str, str], cwd: Path) -> None:
+            def __init__(self, command: list[str], *, env: dict[str, str], start_new_session: bool) -> None:
                 calls.append((command, env))
-                self.interrupted = False
+                assert start_new_session, "else the terminal's Ctrl-C reaches Dagster's children twice"
 
             def wait(self) -> int:
-                if len(calls) == 1 and os.environ.get("INTERRUPT"):
-                    raise KeyboardInterrupt
                 return 3
-
-            def send_signal(self, number: int) -> None:
-                calls.append(number)
 
         monkeypatch.setenv("DAGSTER_HOME", "")
         monkeypatch.setattr(dev.subprocess, "Popen", Process)
@@ -52,12 +51,28 @@ class TestDev:
         assert environment["RAYNEST_HOME"] == str(settings.home_dir)
         assert (settings.home_dir / "dagster" / "dagster.yaml").is_file()
 
-    def test_ctrl_c_reaches_it_and_is_waited_for(
-        self, settings: Settings, started: list[Any], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("INTERRUPT", "1")
-        assert dev.run_dev(settings, 3456) == 3
-        assert started[1:] == [signal.SIGINT]
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_is_passed_on_to_it_and_to_its_children(self, tmp_path: Path, number: int) -> None:
+        """A real child with a child of its own: nothing may outlive `raynest dev`."""
+        ready, told = tmp_path / "ready", tmp_path / "told"
+        script = (
+            "import signal, subprocess, sys, pathlib\n"
+            "grandchild = subprocess.Popen(['sleep', '100'])\n"
+            f"def end(n, _): pathlib.Path({str(told)!r}).write_text(str(n)); grandchild.wait(); sys.exit(7)\n"
+            f"signal.signal({int(number)}, end)\n"
+            f"pathlib.Path({str(ready)!r}).touch()\n"
+            "signal.pause()\n"
+        )
+        child = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+
+        def kill_me_when_it_is_ready() -> None:
+            while not ready.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+        threading.Thread(target=kill_me_when_it_is_ready, daemon=True).start()
+        assert dev._wait(child) == 7
+        assert told.read_text() == str(int(number))
 
     def test_without_the_web_server_it_says_what_to_install(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch

@@ -59,7 +59,7 @@ class TestProvision:
             cluster
         )
         assert metadata(result, "public_ip")["api_server"] == "https://47.1.0.1:6443"
-        assert metadata(result, "kubeconfig")["path"].endswith("raynest.yaml")
+        assert metadata(result, "kubeconfig")["path"].endswith("raynest/kubeconfig.yaml")
         service = metadata(result, "ray_service")
         assert service["first_image_bytes"] > 0 and service["ray_version"] == "2.60.0"
 
@@ -67,8 +67,7 @@ class TestProvision:
         result = run("provision")
         text = repr(result.all_events)
         assert world.kubeconfig_token not in text
-        journal = (chain.settings.home_dir / "journal.json").read_text()
-        password = journal.split('"secret": "')[1].split('"')[0].split(" ")[1]
+        (password,) = world.passwords
         assert len(password) > 8 and password not in text
 
     def test_again_nothing_is_bought_and_it_succeeds(self, run: Run, world: World) -> None:

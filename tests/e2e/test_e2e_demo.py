@@ -175,6 +175,6 @@ def test_8_down_leaves_nothing_bought_and_no_process(folder: Path) -> None:
     assert report == {"running": False}
     world = control.start(folder / ".raynest" / "sandbox")
     assert control.ledger(world.state_dir) == []
-    assert not (folder / ".raynest" / "kubeconfig" / "raynest.yaml").exists()
+    assert not list((folder / ".raynest").glob("chains/**/kubeconfig.yaml"))
     # The images are the person's own: they stay.
     assert manifest(folder)[1]

@@ -21,7 +21,7 @@ from raynest_pipeline.serving.tinymodel.evaluate import (
     wrong,
 )
 from raynest_pipeline.serving.tinymodel.judge import TEMPLATES, components, look, nearest_shape, place_of
-from raynest_pipeline.serving.tinymodel.scenes import PALETTE, SHAPES, Scene, Thing, sample_scene
+from raynest_pipeline.serving.tinymodel.scenes import FULL, PALETTE, SHAPES, SMALL, Scene, Thing, sample_scene
 
 
 @settings(max_examples=150, deadline=None)
@@ -57,7 +57,9 @@ PAIR = Scene((Thing("circle", "red", "small"), Thing("star", "blue", "large")), 
         (BASE, replace(BASE, position="center"), {"position"}),
         (BASE, replace(BASE, things=(Thing("circle", "blue", "large"),)), {"color"}),
         (BASE, replace(BASE, things=(Thing("square", "red", "large"),)), {"shape"}),
-        (BASE, replace(PAIR, background="white"), {"color", "shape", "position"}),
+        (BASE, replace(BASE, things=(Thing("circle", "red", "small"),)), {"size"}),
+        (BASE, replace(BASE, things=(Thing("circle", "red", "medium"),)), {"size"}),
+        (BASE, replace(PAIR, background="white"), {"color", "shape", "position", "size"}),
         (PAIR, replace(BASE, background="gray"), {"color", "shape", "position", "size order"}),
         (PAIR, replace(PAIR, relation="below"), {"position"}),
         (PAIR, replace(PAIR, relation="left of"), {"position"}),
@@ -127,9 +129,12 @@ def test_rates_count_only_where_a_line_applies() -> None:
 
 
 def test_held_out_prompts_are_fixed() -> None:
-    assert held_out_prompts(5) == held_out_prompts(5)
-    assert held_out_prompts(5) != held_out_prompts(5, seed=1)
-    assert [scene for scene, _ in held_out_prompts(5)] == [scene for scene, _ in held_out_prompts(9)][:5]
+    assert held_out_prompts(5, FULL) == held_out_prompts(5, FULL)
+    assert held_out_prompts(5, FULL) != held_out_prompts(5, FULL, seed=1)
+    assert [scene for scene, _ in held_out_prompts(5, FULL)] == [
+        scene for scene, _ in held_out_prompts(9, FULL)
+    ][:5]
+    assert all(scene.relation is None for scene, _ in held_out_prompts(20, SMALL))
 
 
 def test_a_sheet_holds_every_image(tmp_path: Path) -> None:

@@ -13,17 +13,16 @@ from raynest_pipeline.serving.options import ServingOptions
 from raynest_pipeline.serving.sources import load_model
 from raynest_pipeline.serving.tinymodel.evaluate import Verdict, evaluate, load, paint, rates
 from raynest_pipeline.serving.tinymodel.judge import look
+from raynest_pipeline.serving.tinymodel.scenes import VOCABULARIES
 
 WEIGHTS = Path(tinymodel.__file__).parent / "weights"
 FIGURES = json.loads((WEIGHTS / "figures.json").read_text(encoding="utf-8"))
 """What the model card claims."""
 
-COUNT = 200
-
 
 @pytest.fixture(scope="module")
 def verdicts() -> list[Verdict]:
-    judged: list[Verdict] = evaluate(WEIGHTS, COUNT)[0]
+    judged: list[Verdict] = evaluate(WEIGHTS, FIGURES["images"], VOCABULARIES[FIGURES["vocabulary"]])[0]
     return judged
 
 

@@ -1,6 +1,7 @@
 """The small model's data: scenes, captions, tokens and pixels."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ from raynest_pipeline.serving.tinymodel.data import EDGE, captioned, outline, re
 from raynest_pipeline.serving.tinymodel.model import MAX_TOKENS, build_tokenizer
 from raynest_pipeline.serving.tinymodel.scenes import (
     COLORS,
+    FULL,
     POSITIONS,
     RELATIONS,
     SHAPES,
     SIZES,
+    SMALL,
     Scene,
     Thing,
     caption,
+    draw_scene,
     held_out,
     sample_scene,
     vocabulary,
@@ -58,10 +62,19 @@ def test_training_never_draws_a_held_out_scene(seed: int) -> None:
     assert held_out(sample_scene(random.Random(seed), unseen=True))
 
 
+@given(SEEDS)
+def test_a_small_vocabulary_keeps_to_its_words(seed: int) -> None:
+    scene = sample_scene(random.Random(seed), SMALL)
+    assert scene.background in SMALL.backgrounds
+    assert [(thing.color in SMALL.colors, thing.shape in SMALL.shapes) for thing in scene.things] == [
+        (True, True)
+    ]
+
+
 def test_about_a_tenth_is_held_out() -> None:
     rng = random.Random(1)
-    drawn = [sample_scene(rng) for _ in range(200)] + [sample_scene(rng, unseen=True) for _ in range(200)]
-    assert [held_out(scene) for scene in drawn] == [False] * 200 + [True] * 200
+    share = sum(held_out(draw_scene(rng, FULL)) for _ in range(2000)) / 2000
+    assert 0.08 < share < 0.12
 
 
 @given(SEEDS)
@@ -128,7 +141,7 @@ def test_every_word_is_one_token_and_others_fall_into_pieces() -> None:
 @given(SEEDS)
 def test_no_caption_is_cut(seed: int) -> None:
     rng = random.Random(seed)
-    assert len(caption(sample_scene(rng, 1.0), rng).split()) + 2 <= MAX_TOKENS
+    assert len(caption(sample_scene(rng, replace(FULL, pair_share=1.0)), rng).split()) + 2 <= MAX_TOKENS
 
 
 def test_tokens_are_padded_and_cut_to_the_encoder_s_length() -> None:

@@ -116,6 +116,17 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(averages(whole), averages(second), strict=True))
 
 
+def test_a_training_can_start_from_another_s_weights(tmp_path: Path) -> None:
+    first = trainer()
+    first.train(2, None, tmp_path / "first.pt", every=2, export=lambda _unet, _step: None)
+    second = trainer()
+    second.start_from(tmp_path / "first.pt")
+    assert second.step == 0
+    assert all(torch.equal(a, b) for a, b in zip(averages(first), averages(second), strict=True))
+    with pytest.raises(FileNotFoundError, match="no checkpoint to start from"):
+        second.start_from(tmp_path / "none.pt")
+
+
 def test_there_is_nothing_to_resume_at_first(tmp_path: Path) -> None:
     assert not trainer().resume(tmp_path / "none.pt")
 

@@ -8,6 +8,7 @@ import dagster as dg
 from raynest_pipeline.chain.chain import Chain
 from raynest_pipeline.chain.link import Fact, Observation, State
 from raynest_pipeline.chain.preflight import Report
+from raynest_pipeline.dagster_home import pid_tag
 from raynest_pipeline.defs.failures import as_failure
 from raynest_pipeline.defs.metadata import metadata_of, observation_metadata
 from raynest_pipeline.defs.progress import log_steps, tell
@@ -19,6 +20,8 @@ OWNERS = ["team:ml-platform"]
 HEALTHY = "healthy"
 """The check on every link; the cluster_health sensor keeps it true."""
 EGRESS = "worker_egress"
+INCIDENT_TAG = "raynest/incident"
+"""On runs that the sensor asked for: they repair what is wanted, and buy only what the settings allow."""
 
 
 def _healthy_spec(asset: str) -> dg.AssetCheckSpec:
@@ -40,24 +43,41 @@ def _healthy_spec(asset: str) -> dg.AssetCheckSpec:
 def preflight(context: dg.AssetExecutionContext, raynest: RaynestResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     started = time.monotonic()
     with as_failure():
-        chain = raynest.chain()
+        chain = _opened(context, raynest)
+        facts = _preflight_facts(context, chain)
+    seconds = round(time.monotonic() - started, 3)
+    tell(Observation("preflight", State.READY, facts={"seconds": seconds}))
+    return dg.MaterializeResult(metadata=metadata_of(facts) | {"seconds": seconds})
+
+
+def _preflight_facts(context: dg.AssetExecutionContext, chain: Chain) -> dict[str, Fact]:
+    """The report as facts; refuses unless there is nothing to buy."""
+    bought = chain.link("cluster").observe().ready
+    try:
         report = chain.preflight()
-        assert report is not None, "this profile has no preflight asset"
-        if not chain.link("cluster").observe().ready:
-            # A cluster that is up has been bought: what is sold out now doesn't concern it.
-            report.raise_if_refused()
+    except RemoteError as error:
+        if not bought:
+            raise
+        # What is up needs no answer to be kept.
+        return {"note": f"the cluster is up; not asked again: {error.what}"}
+    assert report is not None, "this profile has no preflight asset"
     for check in report.checks:
         context.log.info(f"{check.name}: {check.outcome}: {check.message}")
-    seconds = time.monotonic() - started
-    tell(Observation("preflight", State.READY, facts={"seconds": round(seconds, 2)}))
-    return dg.MaterializeResult(metadata=metadata_of(_report_facts(report)) | {"seconds": round(seconds, 3)})
-
-
-def _report_facts(report: Report) -> dict[str, Fact]:
+    if not bought:
+        report.raise_if_refused()
     facts: dict[str, Fact] = {check.name: f"{check.outcome}: {check.message}" for check in report.checks}
-    facts["zone_id"] = report.zone_id
-    facts |= price_facts(report)
-    return facts
+    return {**facts, "zone_id": report.zone_id, **price_facts(report)}
+
+
+def _opened(context: dg.AssetExecutionContext, raynest: RaynestResource) -> Chain:
+    """The chain for this run, which is marked with its process so that its death is noticed."""
+    context.instance.add_run_tags(context.run_id, pid_tag())
+    # The sensor has started the sandbox if anybody wants it; a repair that comes late must not.
+    return raynest.chain(start_sandbox=not _is_repair(context))
+
+
+def _is_repair(context: dg.AssetExecutionContext) -> bool:
+    return INCIDENT_TAG in context.run.tags
 
 
 def price_facts(report: Report) -> dict[str, Fact]:
@@ -82,7 +102,7 @@ def price_facts(report: Report) -> dict[str, Fact]:
 )
 def cluster(context: dg.AssetExecutionContext, raynest: RaynestResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     with as_failure():
-        chain = raynest.chain()
+        chain = _opened(context, raynest)
     return _ensure(context, chain, "cluster", _price_now(chain))
 
 
@@ -113,7 +133,7 @@ def _price_now(chain: Chain) -> dict[str, Fact]:
 )
 def public_ip(context: dg.AssetExecutionContext, raynest: RaynestResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     with as_failure():
-        chain = raynest.chain()
+        chain = _opened(context, raynest)
     result = _ensure(context, chain, "public_ip")
     return result._replace(
         check_results=[*(result.check_results or []), egress_result(result.metadata or {})]
@@ -143,7 +163,7 @@ def egress_result(metadata: Mapping[str, object]) -> dg.AssetCheckResult:
 )
 def kubeconfig(context: dg.AssetExecutionContext, raynest: RaynestResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     with as_failure():
-        chain = raynest.chain()
+        chain = _opened(context, raynest)
     return _ensure(context, chain, "kubeconfig")
 
 
@@ -162,7 +182,7 @@ def ray_service_asset(deps: list[dg.AssetsDefinition]) -> dg.AssetsDefinition:
     )
     def ray_service(context: dg.AssetExecutionContext, raynest: RaynestResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with as_failure():
-            chain = raynest.chain()
+            chain = _opened(context, raynest)
         return _ensure(context, chain, "ray_service")
 
     return ray_service
@@ -173,7 +193,7 @@ def _ensure(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     started = time.monotonic()
     with as_failure():
-        seen = chain.ensure(link, log_steps(context.log))
+        seen = chain.ensure(link, log_steps(context.log), repair=_is_repair(context))
     seconds = round(time.monotonic() - started, 3)
     tell(Observation(seen.link, seen.state, seen.cause, {**seen.facts, "seconds": seconds}))
     return dg.MaterializeResult(

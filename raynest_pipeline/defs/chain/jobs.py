@@ -4,6 +4,7 @@ from typing import Any
 
 import dagster as dg
 
+from raynest_pipeline.dagster_home import pid_tag
 from raynest_pipeline.defs.failures import as_failure
 from raynest_pipeline.defs.progress import log_steps, tell
 from raynest_pipeline.defs.resources import RaynestResource
@@ -64,6 +65,7 @@ def show_plan(context: dg.OpExecutionContext, raynest: RaynestResource) -> None:
 
 @dg.op(description="Remove every link, last one first, and audit what is left.")
 def take_down(context: dg.OpExecutionContext, raynest: RaynestResource) -> None:
+    context.instance.add_run_tags(context.run_id, pid_tag())
     with as_failure():
         done = raynest.chain().teardown(log_steps(context.log))
         for change in done.changes:

@@ -12,8 +12,8 @@ from raynest_pipeline.chain.intent import is_wanted
 from raynest_pipeline.chain.link import Observation, State
 from raynest_pipeline.chain.repair import Decision, History, Policy, decide
 from raynest_pipeline.chain.watch import observe_within
-from raynest_pipeline.dagster_home import is_dead
-from raynest_pipeline.defs.chain.assets import HEALTHY
+from raynest_pipeline.dagster_home import end_dead_runs
+from raynest_pipeline.defs.chain.assets import HEALTHY, INCIDENT_TAG
 from raynest_pipeline.defs.chain.jobs import CHANGES_CHAIN, REDEPLOY
 from raynest_pipeline.defs.metadata import observation_metadata
 from raynest_pipeline.defs.resources import RaynestResource
@@ -43,7 +43,8 @@ def build_cluster_health_sensor(settings: Settings) -> dg.SensorDefinition:
     )
     def cluster_health(context: dg.SensorEvaluationContext, raynest: RaynestResource) -> dg.SensorResult:
         history = History.load(_json(context.cursor))
-        wanted = is_wanted(raynest.settings().home_dir)
+        end_dead_runs(context.instance)
+        wanted = is_wanted(raynest.settings())
         try:
             # A sandbox that died with the machine comes back with its state, if somebody wants it.
             chain = raynest.chain(start_sandbox=wanted, patience_seconds=settings.health.tick_seconds / 2)
@@ -56,7 +57,7 @@ def build_cluster_health_sensor(settings: Settings) -> dg.SensorDefinition:
 
 
 def _unseen(context: dg.SensorEvaluationContext, history: History, error: RaynestError) -> dg.SensorResult:
-    """The chain cannot even be opened: no credentials, no sandbox. Nothing to record, nothing to repair."""
+    """The chain cannot even be opened: no sandbox, no kubeconfig. Nothing to record, nothing to repair."""
     context.log.info(f"unknown: {error.what}")
     return dg.SensorResult(cursor=json.dumps(history.dump()), skip_reason=f"unknown: {error.what}")
 
@@ -75,6 +76,7 @@ def _result(
             bad_ticks=health.bad_ticks,
             cooldown_seconds=health.cooldown_seconds,
             max_attempts=health.max_attempts,
+            settle_seconds=health.settle_seconds,
             pending_seconds=chain.settings.deadlines.ray_service,
             buy_cluster=health.buy_cluster,
         ),
@@ -119,7 +121,7 @@ def _request(decision: Decision, observations: Sequence[Observation]) -> dg.RunR
         asset_selection=[dg.AssetKey(name) for name in rest],
         tags={
             **CHANGES_CHAIN,
-            "raynest/incident": decision.history.incident,
+            INCIDENT_TAG: decision.history.incident,
             "raynest/attempt": str(decision.history.attempt),
             "raynest/broken": decision.link,
         },
@@ -128,8 +130,7 @@ def _request(decision: Decision, observations: Sequence[Observation]) -> dg.RunR
 
 def _run_in_flight(instance: dg.DagsterInstance) -> bool:
     filters = dg.RunsFilter(statuses=IN_FLIGHT, tags=CHANGES_CHAIN)
-    # A run whose process was killed stays STARTED until the next command line ends it.
-    return any(not is_dead(run.tags) for run in instance.get_runs(filters, limit=20))
+    return bool(instance.get_run_ids(filters, limit=1))
 
 
 def _json(cursor: str | None) -> object:

@@ -89,7 +89,10 @@ def _ready(obj: Object) -> str:
 def _pod_status(obj: Object) -> str:
     """The reason kubectl shows instead of the phase: a waiting or terminated container's, or Terminating."""
     shown = str(lookup(obj, "status.reason") or lookup(obj, "status.phase") or "Unknown")
-    for status in [*(lookup(obj, "status.initContainerStatuses") or []), *_statuses(obj)]:
+    begun = lookup(obj, "status.initContainerStatuses") or []
+    # An init container that has done its work says nothing about the pod.
+    waiting = [one for one in begun if lookup(one, "state.terminated.exitCode") != 0]
+    for status in [*waiting, *_statuses(obj)]:
         state = status.get("state", {})
         reason = lookup(state, "waiting.reason") or lookup(state, "terminated.reason")
         shown = str(reason or shown)
