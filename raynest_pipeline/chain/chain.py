@@ -172,7 +172,7 @@ class Chain:
             NotReadyError: The chain isn't up.
         """
         with self.kube() as client:
-            yield self.endpoints.find(client, self.ray_service.namespace, self.settings.ray_service.name)
+            yield self.endpoints.find(client, self.ray_service.namespace, self.ray_service.service_name)
 
     def through_endpoint(self, work: Callable[[Route], T]) -> T:
         """Run long, resumable work on the endpoint; again with a new credential when one expires under it.
@@ -194,7 +194,7 @@ class Chain:
     def dashboard(self) -> Iterator[Route]:
         """The road to the Ray dashboard."""
         with self.kube() as client:
-            yield self.endpoints.dashboard(client, self.ray_service.namespace, self.settings.ray_service.name)
+            yield self.endpoints.dashboard(client, self.ray_service.namespace, self.ray_service.service_name)
 
     # -- intent and exclusion --------------------------------------------------------------------
 

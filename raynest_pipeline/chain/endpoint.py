@@ -1,6 +1,7 @@
 """The road to the Serve endpoint: explicit URL, in-cluster DNS, load balancer, or the API server's proxy."""
 
 import os
+import socket
 from dataclasses import dataclass
 
 from raynest_pipeline.errors import RefusedError
@@ -43,8 +44,9 @@ class EndpointFinder:
             return Route(HttpTarget.plain(self._settings.url), "url")
         service = f"{ray_service}-serve-svc"
         wanted = self._settings.route
-        if wanted == "in-cluster" or (wanted == "auto" and in_cluster()):
-            return Route(HttpTarget.plain(f"http://{service}.{namespace}.svc:{SERVE_PORT}"), "in-cluster")
+        host = f"{service}.{namespace}.svc"
+        if wanted == "in-cluster" or (wanted == "auto" and in_cluster() and resolves(host)):
+            return Route(HttpTarget.plain(f"http://{host}:{SERVE_PORT}"), "in-cluster")
         if wanted == "load-balancer":
             return Route(HttpTarget.plain(self._load_balancer(client, namespace, service)), "load-balancer")
         return Route(client.service_proxy(namespace, service, SERVE_PORT), "service-proxy")
@@ -71,3 +73,12 @@ class EndpointFinder:
 def in_cluster() -> bool:
     """Whether this process runs in a pod."""
     return "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def resolves(host: str) -> bool:
+    """Whether this machine knows the name: a pod of another cluster doesn't."""
+    try:
+        socket.getaddrinfo(host, SERVE_PORT)
+    except OSError:
+        return False
+    return True

@@ -1,72 +1,85 @@
 """The last link: the RayService that serves the model, ready when it has truly served an image."""
 
-import hashlib
-import json
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, TypeVar
 
+from raynest_pipeline.chain import desired as wanted
+from raynest_pipeline.chain.deletion import applied_with, delete, described
+from raynest_pipeline.chain.desired import HASH_ANNOTATION, Desired, is_ours
 from raynest_pipeline.chain.endpoint import EndpointFinder
 from raynest_pipeline.chain.kubeconfig import KubeAccess
-from raynest_pipeline.chain.link import Change, Fact, Observation, OnStep, State, Step, silent
-from raynest_pipeline.errors import InputError, NotReadyError, RefusedError, RemoteError, Verdict
-from raynest_pipeline.kube.client import CONFIG_MAP, EVENT, NAMESPACE, RAY_SERVICE, Kind, KubeClient
+from raynest_pipeline.chain.link import UNSEEN, Change, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.serving import LINK, first_image, judge
+from raynest_pipeline.chain.taken_up import Applied, nothing_applied
+from raynest_pipeline.errors import (
+    InputError,
+    NotReadyError,
+    RefusedError,
+    RemoteError,
+    UnreachableError,
+    Verdict,
+)
+from raynest_pipeline.kube.client import (
+    EVENT,
+    NAMESPACE,
+    RAY_CLUSTER,
+    RAY_SERVICE,
+    Kind,
+    KubeClient,
+)
 from raynest_pipeline.kube.errors import NO_SUCH_KIND
-from raynest_pipeline.kube.rayservice import diagnosis, manifest, serve, status
+from raynest_pipeline.kube.kinds import name_of, namespace_of
+from raynest_pipeline.kube.rayservice import diagnosis, manifest, status
+from raynest_pipeline.kube.rayservice.evidence import cluster_names
+from raynest_pipeline.kube.rayservice.user_manifest import UserManifest
 from raynest_pipeline.settings import Settings
-from raynest_pipeline.waiting import Backoff, Deadline, Done, Waiting, wait_for
+from raynest_pipeline.waiting import Deadline
 
+__all__ = ["HASH_ANNOTATION", "RayServiceLink"]
+
+T = TypeVar("T")
 Object = dict[str, Any]
 
-HASH_ANNOTATION = "raynest/manifest-hash"
-"""On the RayService: what was applied, without the redeploy nonce, so that drift can be seen."""
-
-_STALE_SECONDS = 45.0
-"""A failure seen this soon after a change may be the old one: the operator looks every 2 s and Serve takes
-6 to 9 s to rebuild an application (kuberay-and-serve facts 2.5)."""
-_MOST_CRASHES = 5
-"""So many HTTP 500 to a plain request for a first image mean that the application itself is at fault."""
-_POLL = Backoff(first=0.5, factor=1.5, most=4.0)
-
-
-@dataclass(frozen=True)
-class Desired:
-    """What should be on the cluster."""
-
-    objects: Sequence[Object]
-    """In the order to apply; the RayService is the last."""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ray_service(self) -> Object:
-        """The RayService among them."""
-        return dict(self.objects[-1])
-
-    @property
-    def apps(self) -> tuple[str, ...]:
-        """Its Serve applications."""
-        return manifest.app_names(self.ray_service)
-
-    @property
-    def digest(self) -> str:
-        """Of everything that would be applied."""
-        text = json.dumps(list(self.objects), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+_YOUNG_SECONDS = 60.0
+"""A credential that is refused sooner than this has not run out during the work."""
 
 
 class RayServiceLink:
-    """Applies, watches, rebuilds and deletes the RayService `settings.ray_service.name`."""
+    """Applies, watches, rebuilds and deletes the RayService: of the settings, or of a user's own manifest."""
 
-    name = "ray_service"
+    name = LINK
 
     def __init__(
         self, settings: Settings, kube: KubeAccess, namespace: str, endpoints: EndpointFinder
     ) -> None:
         self._settings = settings
         self._kube = kube
-        self.namespace = namespace
+        self._default_namespace = namespace
         self._endpoints = endpoints
+
+    @property
+    def service_name(self) -> str:
+        """Name of the RayService.
+
+        Raises:
+            InputError: The user's own manifest is wrong.
+            UnreachableError: It cannot be downloaded.
+        """
+        return name_of(self._users.ray_service) if self._users else self._settings.ray_service.name
+
+    @property
+    def namespace(self) -> str:
+        """Its namespace; raises as `service_name` does."""
+        return namespace_of(self._users.ray_service) if self._users else self._default_namespace
+
+    @cached_property
+    def _users(self) -> UserManifest | None:
+        """The user's own manifest, read when first needed; None: raynest's."""
+        own = self._settings.ray_service.manifest
+        return manifest.load_user_manifest(own, namespace=self._default_namespace) if own else None
 
     # -- observe ---------------------------------------------------------------------------------
 
@@ -76,77 +89,29 @@ class RayServiceLink:
                 live = self._live(client)
                 if live is None:
                     return Observation(
-                        self.name, State.MISSING, f"no RayService {self._name} in {self.namespace}"
+                        self.name, State.MISSING, f"no RayService {self.service_name} in {self.namespace}"
                     )
-                return self._judge(client, live)
+                return judge(client, live, self._endpoints)
         except NotReadyError as error:
             return Observation(self.name, State.MISSING, error.what)
-        except InputError as error:
+        except RefusedError as error:
+            return Observation(self.name, State.BROKEN, error.what)
+        except (InputError, UnreachableError) as error:
             return Observation(self.name, State.UNKNOWN, f"{error.what} {error.why}".strip())
         except RemoteError as error:
             state = State.BROKEN if error.code == NO_SUCH_KIND else State.UNKNOWN
             return Observation(self.name, state, f"{error.what} {error.why}".strip())
 
-    @property
-    def _name(self) -> str:
-        return self._settings.ray_service.name
-
     def _live(self, client: KubeClient) -> Object | None:
-        return client.get(RAY_SERVICE, self._name, self.namespace)
-
-    def _judge(self, client: KubeClient, live: Object) -> Observation:
-        """By its status, and then by what Serve itself says: `Ready=True` alone is not believed."""
-        facts = self._facts(live)
-        readiness = status.judge(status.parse(live))
-        states = {
-            status.ReadyState.PENDING: State.PENDING,
-            status.ReadyState.FAILED: State.BROKEN,
-            status.ReadyState.DEGRADED: State.BROKEN,
-            status.ReadyState.UNKNOWN: State.PENDING,
-        }
-        if readiness.state is not status.ReadyState.READY:
-            return Observation(self.name, states[readiness.state], readiness.cause, facts)
-        try:
-            route = self._endpoints.find(client, self.namespace, self._name)
-            routes = serve.routes(route.target)
-        except (RemoteError, RefusedError) as error:
-            cause = f"the status says ready, but Serve does not answer: {error.why or error.what}"
-            return Observation(self.name, State.BROKEN, cause, facts)
-        dashboard = self._endpoints.dashboard(client, self.namespace, self._name)
-        facts |= {
-            "endpoint": route.description,
-            "dashboard": dashboard.description,
-            "routes": ", ".join(sorted(routes)),
-        }
-        missing = [app for app in manifest.app_names(live) if app not in routes.values()]
-        if missing:
-            return Observation(self.name, State.BROKEN, f"Serve has no route to {', '.join(missing)}", facts)
-        return Observation(self.name, State.READY, "", facts)
-
-    def _facts(self, live: Object) -> dict[str, Fact]:
-        parsed = status.parse(live)
-        spec = live.get("spec", {})
-        cluster_spec = spec.get("rayClusterConfig", {})
-        facts: dict[str, Fact] = {
-            "name": parsed.name,
-            "namespace": parsed.namespace,
-            "generation": parsed.generation,
-            "ray_version": str(cluster_spec.get("rayVersion", "")),
-            "image": _image(cluster_spec),
-            "ray_cluster": parsed.cluster.name,
-            "applications": ", ".join(f"{app.name}: {app.status}" for app in parsed.cluster.apps),
-            "serve_endpoints": parsed.serve_endpoints or 0,
-            "manifest_hash": live.get("metadata", {}).get("annotations", {}).get(HASH_ANNOTATION, ""),
-        }
-        return {key: value for key, value in facts.items() if value != ""}
+        return client.get(RAY_SERVICE, self.service_name, self.namespace)
 
     # -- plan ------------------------------------------------------------------------------------
 
     def plan(self) -> list[Change]:
         seen = self.observe()
-        what = f"RayService {self.namespace}/{self._name}"
         if seen.state is State.UNKNOWN:
-            return [Change(self.name, "wait", seen.cause)]
+            return [Change(self.name, UNSEEN, "could not be looked at", seen.cause)]
+        what = f"RayService {self.namespace}/{self.service_name}"
         if seen.state is State.MISSING:
             return [Change(self.name, "create", what, seen.cause)]
         with self._kube() as client:
@@ -162,167 +127,165 @@ class RayServiceLink:
         ]
 
     def _desired(self, client: KubeClient) -> Desired:
-        """The objects that the settings ask for, on this very cluster.
-
-        Raises:
-            InputError: The user's own manifest is wrong.
-        """
-        own = self._settings.ray_service.manifest
-        if own:
-            loaded = manifest.load_user_manifest(own, namespace=self.namespace)
-            others = [obj for obj in loaded.objects if obj is not loaded.ray_service]
-            return Desired([*others, loaded.ray_service], loaded.notes)
-        objects = manifest.build_manifest(
-            self._settings,
-            serving_files=manifest.source_files(),
-            token_auth=self._token_auth(client),
-            namespace=self.namespace,
-        )
-        return Desired(objects)
-
-    def _token_auth(self, client: KubeClient) -> bool:
-        wanted = self._settings.ray_service.token_auth
-        if wanted != "auto":
-            return wanted == "on"
-        # KubeRay offers it from 1.5.1; an older one would refuse the whole manifest for the unknown field.
-        return client.declares(RAY_SERVICE, ("spec", "rayClusterConfig", "authOptions"))
+        if self._users:
+            return wanted.of_user(self._users)
+        return wanted.of_settings(self._settings, client, self.namespace)
 
     # -- ensure ----------------------------------------------------------------------------------
 
     def ensure(self, deadline: Deadline, on_step: OnStep = silent) -> Observation:
         with self._kube() as client:
-            self._ensure_namespace(client)
             desired = self._desired(client)
+            self._ensure_namespace(client, desired)
             for note in desired.notes:
                 on_step(Step(self.name, note))
-            changed = self._bring_about(client, desired, deadline, on_step)
-            seen = self._wait_ready(client, changed, deadline, on_step)
-            size = self._smoke(client, deadline, on_step)
-            return replace(seen, facts={**seen.facts, "first_image_bytes": size})
+            applied = self._bring_about(client, desired, deadline, on_step)
+        seen = self._renewing(lambda c: self._wait_ready(c, applied, deadline, on_step), deadline)
+        size = self._renewing(
+            lambda c: first_image(c, desired.objects[-1], self._endpoints, deadline, on_step), deadline
+        )
+        return replace(seen, facts={**seen.facts, "first_image_bytes": size})
 
-    def _ensure_namespace(self, client: KubeClient) -> None:
-        if client.get(NAMESPACE, self.namespace) is None:
+    def _renewing(self, work: Callable[[KubeClient], T], deadline: Deadline) -> T:
+        """Do long work that can go on from where it was; with a new credential when one ran out under it."""
+        while True:
+            opened = deadline.clock.monotonic()
+            try:
+                with self._kube() as client:
+                    return work(client)
+            except RemoteError as error:
+                if error.status != 401 or deadline.clock.monotonic() - opened < _YOUNG_SECONDS:
+                    raise
+
+    def _ensure_namespace(self, client: KubeClient, desired: Desired) -> None:
+        brought = any(
+            obj["kind"] == "Namespace" and name_of(obj) == self.namespace for obj in desired.objects
+        )
+        if not brought and client.get(NAMESPACE, self.namespace) is None:
             client.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}})
 
-    def _bring_about(self, client: KubeClient, desired: Desired, deadline: Deadline, on_step: OnStep) -> bool:
-        """Apply what is missing or differs, and rebuild what has failed; whether anything was changed."""
+    def _bring_about(
+        self, client: KubeClient, desired: Desired, deadline: Deadline, on_step: OnStep
+    ) -> Applied:
+        """Apply what is missing or differs, and rebuild what has failed."""
         live = self._live(client)
-        if live is not None and not _is_ours(live):
+        if live is not None and not is_ours(live):
             raise RefusedError(
-                f"A RayService {self.namespace}/{self._name} exists that raynest did not apply.",
+                f"A RayService {self.namespace}/{self.service_name} exists that raynest did not apply.",
                 fix="Set another ray_service.name, or delete it yourself.",
             )
         if live is not None and (live["metadata"].get("deletionTimestamp") or _is_terminal(live)):
             on_step(Step(self.name, "deleting the RayService: it cannot recover"))
-            self._delete(client, RAY_SERVICE, self._name, deadline, on_step)
+            delete(client, live, deadline, on_step)
             live = None
+        now = deadline.clock.monotonic()
         if live is None:
-            on_step(Step(self.name, f"applying RayService {self.namespace}/{self._name}"))
-            self._apply(client, desired, nonce=None)
-            return True
-        readiness = status.judge(status.parse(live))
-        failed = readiness.state in (status.ReadyState.FAILED, status.ReadyState.DEGRADED)
-        if not failed and readiness.state is status.ReadyState.READY:
-            seen = self._judge(client, live)
-            failed = seen.state is State.BROKEN
-        applied = live["metadata"].get("annotations", {}).get(HASH_ANNOTATION)
-        if failed:
-            # An identical apply heals nothing, all the way down: the text of serveConfigV2 must change.
-            on_step(Step(self.name, f"rebuilding the applications: {readiness.cause}"))
-            self._apply(client, desired, nonce=uuid.uuid4().hex[:12])
-            return True
-        if applied != desired.digest:
+            on_step(Step(self.name, f"applying RayService {self.namespace}/{self.service_name}"))
+            self._apply(client, desired, desired.ray_service(None))
+            return Applied(None, now)
+        broken = self._broken(client, live, deadline)
+        nonce = manifest.nonce_of(live)
+        if broken:
+            on_step(Step(self.name, f"rebuilding the applications: {broken}"))
+        elif live["metadata"].get("annotations", {}).get(HASH_ANNOTATION) != desired.digest:
             on_step(Step(self.name, "applying the changed RayService"))
-            self._apply(client, desired, nonce=manifest.nonce_of(live))
-            return True
-        return False
+        else:
+            return nothing_applied()
+        if broken or (nonce and not desired.marked):
+            # An identical apply heals nothing, all the way down: the text of serveConfigV2 must change. And a
+            # nonce that is the only mark must tell one configuration from the next.
+            nonce = uuid.uuid4().hex[:12]
+        goal = desired.ray_service(nonce)
+        self._scale(client, live, goal, on_step)
+        self._apply(client, desired, goal)
+        return Applied(live, now)
 
-    def _apply(self, client: KubeClient, desired: Desired, *, nonce: str | None) -> None:
+    def _broken(self, client: KubeClient, live: Object, deadline: Deadline) -> str:
+        """Why its applications must be rebuilt; "" when nothing says so for certain."""
+        readiness = status.judge(status.parse(live))
+        if readiness.state in (status.ReadyState.FAILED, status.ReadyState.DEGRADED):
+            return readiness.cause
+        try:
+            seen = judge(client, live, self._endpoints, deadline)
+        except RemoteError as error:
+            if error.verdict not in (Verdict.RETRYABLE, Verdict.UNKNOWN):
+                raise
+            return ""
+        return seen.cause if seen.state is State.BROKEN else ""
+
+    def _scale(self, client: KubeClient, live: Object, goal: Object, on_step: OnStep) -> None:
+        """Pass changed replica counts on to the RayCluster, which KubeRay does not."""
+        counts = wanted.changed_counts(live, goal)
+        for name in cluster_names(status.parse(live))[:1] if counts else ():
+            cluster = client.get(RAY_CLUSTER, name, self.namespace)
+            if cluster is not None:
+                on_step(Step(self.name, f"scaling RayCluster {name}"))
+                client.apply(wanted.with_counts(cluster, counts))
+
+    def _apply(self, client: KubeClient, desired: Desired, ray_service: Object) -> None:
         for obj in desired.objects[:-1]:
+            there = client.get(Kind.of(obj), name_of(obj), namespace_of(obj) or None)
+            if there is not None and not is_ours(there) and obj["kind"] not in wanted.KEPT_KINDS:
+                raise RefusedError(
+                    f"A {obj['kind']} {name_of(obj)} exists that raynest did not apply.",
+                    fix="Delete it, or take it out of the manifest.",
+                )
             client.apply(obj)
-        ray_service = desired.ray_service
-        if nonce:
-            ray_service = manifest.with_nonce(ray_service, nonce)
-        metadata = dict(ray_service["metadata"])
-        metadata["annotations"] = {**metadata.get("annotations", {}), HASH_ANNOTATION: desired.digest}
-        client.apply({**ray_service, "metadata": metadata})
+        client.apply(ray_service)
 
     def _wait_ready(
-        self, client: KubeClient, changed: bool, deadline: Deadline, on_step: OnStep
+        self, client: KubeClient, applied: Applied, deadline: Deadline, on_step: OnStep
     ) -> Observation:
         """Follow the watch until the service is ready; give up early when waiting cannot help."""
         clock = deadline.clock
-        believe_failure_at = clock.monotonic() + (_STALE_SECONDS if changed else 0.0)
-        generation = int((self._live(client) or {}).get("metadata", {}).get("generation", 0))
         cause = "not looked at yet"
-        for event in client.watch(RAY_SERVICE, self.namespace, self._name, deadline=deadline, tick=2.0):
+        for event in client.watch(
+            RAY_SERVICE, self.namespace, self.service_name, deadline=deadline, tick=2.0
+        ):
             if event.type == "DELETED" or event.object is None:
-                raise NotReadyError(f"The RayService {self._name} was deleted while raynest waited for it.")
-            seen = self._judge(client, event.object)
-            if seen.ready and not self._upgrading(event.object, generation):
+                raise NotReadyError(
+                    f"The RayService {self.service_name} was deleted while raynest waited for it."
+                )
+            try:
+                seen = judge(client, event.object, self._endpoints)
+            except RemoteError as error:
+                if error.verdict not in (Verdict.RETRYABLE, Verdict.UNKNOWN):
+                    raise
+                cause = error.why or error.what
+                on_step(Step(self.name, cause))
+                continue
+            applied.saw(event.object, pending=seen.state is State.PENDING)
+            if seen.ready and (seen.facts["confirmed"] or applied.believes_ready(clock.monotonic())):
                 return seen
-            cause = seen.cause or "an upgrade is in progress"
-            fresh = seen.state is State.BROKEN and clock.monotonic() < believe_failure_at
-            if seen.state is State.PENDING:
-                believe_failure_at = 0.0
-            if seen.state is State.BROKEN and not fresh:
-                raise self._failure(client, event.object)
+            cause = seen.cause or "the change has not been taken up yet"
+            if seen.state is State.BROKEN and applied.believes_failure(clock.monotonic()):
+                raise self._failure(client, event.object, cause)
             self._hopeless_or_progress(client, event.object, cause, on_step)
-        raise self._failure(client, self._live(client) or {}, late=f"after {deadline.seconds:.0f} s: {cause}")
-
-    @staticmethod
-    def _upgrading(live: Mapping[str, Any], generation: int) -> bool:
-        parsed = status.parse(live)
-        upgrade = parsed.condition("UpgradeInProgress")
-        ready = parsed.condition("Ready")
-        lagging = ready is not None and (ready.observed_generation or generation) < generation
-        return (upgrade is not None and upgrade.status == "True") or lagging
+        late = f"after {deadline.seconds:.0f} s: {cause}"
+        raise self._failure(client, self._live(client) or {}, cause, late=late)
 
     def _hopeless_or_progress(self, client: KubeClient, live: Object, cause: str, on_step: OnStep) -> None:
         found = diagnosis.diagnose(client, live)
         if found.hopeless:
-            raise self._failure(client, live)
+            raise self._failure(client, live, cause)
         pods = diagnosis.cluster_pods(client, live)
         pulling = diagnosis.pull_progress(client.list(EVENT, self.namespace), pods)
-        on_step(Step(self.name, pulling or found.cause or cause))
+        on_step(Step(self.name, pulling or self._cause(live, cause, found.cause)))
 
-    def _failure(self, client: KubeClient, live: Object, *, late: str = "") -> NotReadyError:
+    @staticmethod
+    def _cause(live: Object, seen: str, diagnosed: str) -> str:
+        """With a status that says ready, only what Serve itself said is a cause."""
+        ready = status.judge(status.parse(live)).state is status.ReadyState.READY
+        return seen if ready else diagnosed or seen
+
+    def _failure(self, client: KubeClient, live: Object, cause: str, *, late: str = "") -> NotReadyError:
         found = diagnosis.diagnose(client, live)
         when = f" {late}" if late else ""
         return NotReadyError(
-            f"The RayService {self.namespace}/{self._name} is not ready{when}.",
-            why="\n  ".join((found.cause, *found.evidence)),
+            f"The RayService {self.namespace}/{self.service_name} is not ready{when}.",
+            why="\n  ".join((self._cause(live, cause, found.cause), *found.evidence)),
             fix=found.fix or "Run the same command again to go on waiting.",
         )
-
-    def _smoke(self, client: KubeClient, deadline: Deadline, on_step: OnStep) -> int:
-        """The last word: one real small image; its size in bytes."""
-
-        crashes = 0
-
-        def probe() -> Done[int] | Waiting:
-            nonlocal crashes
-            route = self._endpoints.find(client, self.namespace, self._name)
-            try:
-                return Done(len(serve.smoke_image(route.target)))
-            except RemoteError as error:
-                # A replica that is just dying answers 500, too; one that always does will not get better.
-                crashes += error.status == 500
-                if error.verdict is Verdict.PERMANENT or crashes >= _MOST_CRASHES:
-                    raise NotReadyError(
-                        "The service is up, but drew no image.", why=error.why or error.what, fix=error.fix
-                    ) from error
-                return Waiting(error.why or error.what)
-
-        size = wait_for(
-            probe,
-            what="A first image",
-            deadline=deadline,
-            backoff=_POLL,
-            on_progress=lambda w: on_step(Step(self.name, f"waiting for a first image: {w.cause}")),
-        )
-        on_step(Step(self.name, f"drew a first image of {size} bytes"))
-        return size
 
     # -- remove ----------------------------------------------------------------------------------
 
@@ -336,55 +299,25 @@ class RayServiceLink:
             return self._remove(client, deadline, on_step)
 
     def _remove(self, client: KubeClient, deadline: Deadline, on_step: OnStep) -> list[Change]:
-        changes = []
         live = self._live(client)
-        if live is not None and not _is_ours(live):
+        if live is not None and not is_ours(live):
             raise NotReadyError(
-                f"The RayService {self.namespace}/{self._name} was not applied by raynest; it is left alone.",
+                f"The RayService {self.namespace}/{self.service_name} was not applied by raynest; "
+                "it is left alone.",
                 fix="Delete it yourself, or set another ray_service.name.",
             )
-        if live is not None:
-            self._delete(client, RAY_SERVICE, self._name, deadline, on_step)
-            changes.append(Change(self.name, "delete", f"RayService {self.namespace}/{self._name}"))
-        for config_map in client.list(CONFIG_MAP, self.namespace, labels=manifest.OWNER_LABELS):
-            if _is_ours(config_map):
-                name = str(config_map["metadata"]["name"])
-                self._delete(client, CONFIG_MAP, name, deadline, on_step)
-                changes.append(Change(self.name, "delete", f"ConfigMap {self.namespace}/{name}"))
+        others = applied_with(client, self.service_name, self.namespace, self._users)
+        # First what may cost money by itself: a Service of type LoadBalancer.
+        first = [obj for obj in others if obj["kind"] == "Service"]
+        rest = [obj for obj in others if obj["kind"] != "Service"]
+        changes = []
+        for obj in (*first, *([live] if live else []), *rest):
+            delete(client, obj, deadline, on_step)
+            changes.append(Change(self.name, "delete", described(obj)))
         return changes
-
-    def _delete(self, client: KubeClient, kind: Kind, name: str, deadline: Deadline, on_step: OnStep) -> None:
-        client.delete(kind, name, self.namespace)
-
-        def probe() -> Done[None] | Waiting:
-            if client.get(kind, name, self.namespace) is None:
-                return Done(None)
-            return Waiting(f"{kind.kind} {name} is being deleted")
-
-        wait_for(
-            probe,
-            what=f"The deletion of {kind.kind} {name}",
-            deadline=deadline,
-            backoff=_POLL,
-            on_progress=lambda w: on_step(Step(self.name, w.cause)),
-            fix="Is the KubeRay operator running? Its finalizer holds the object until it has cleaned up.",
-        )
-
-
-def _is_ours(obj: Mapping[str, Any]) -> bool:
-    """Whether raynest applied it: the field manager is our tag in Kubernetes."""
-    managers = obj.get("metadata", {}).get("managedFields") or []
-    return any(m.get("manager") == "raynest" and m.get("operation") == "Apply" for m in managers)
 
 
 def _is_terminal(live: Mapping[str, Any]) -> bool:
     """InitializingTimeout: the operator ignores every further edit (facts 2.3)."""
     ready = status.parse(live).condition("Ready")
     return ready is not None and ready.reason == "InitializingTimeout"
-
-
-def _image(cluster_spec: Mapping[str, Any]) -> str:
-    containers = cluster_spec.get("headGroupSpec", {}).get("template", {}).get("spec", {}).get(
-        "containers"
-    ) or [{}]
-    return str(containers[0].get("image", ""))

@@ -248,22 +248,6 @@ class KubeClient:
             self._documents[kind.api_version] = json_answer(operation, body)
         return schema.has_field(self._documents[kind.api_version], kind, path)
 
-    def can_i(self, verb: str, resource: str, *, group: str = "", namespace: str | None = None) -> bool:
-        """Whether these credentials may do it. `resource` may be one of another, as "services/proxy"."""
-        operation = "ask for permissions"
-        main, _, sub = resource.partition("/")
-        attributes = {"verb": verb, "group": group, "resource": main, "subresource": sub}
-        if namespace:
-            attributes["namespace"] = namespace
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": attributes},
-        }
-        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-        answer = json_answer(operation, self._request(operation, "post", path, body=review))
-        return mapping(answer.get("status")).get("allowed") is True
-
     def service_proxy(self, namespace: str, service: str, port: int | str) -> HttpTarget:
         """A target that reaches a Service through the API server, with the credentials of this client.
 
@@ -332,7 +316,6 @@ class KubeClient:
         path: str,
         query: Query = (),
         *,
-        body: Object | None = None,
         accept: str = "application/json",
         write: bool = False,
     ) -> bytes:
@@ -340,7 +323,6 @@ class KubeClient:
             answer = self._dynamic.request(
                 method,
                 path,
-                body=body,
                 query_params=[*query],
                 header_params={"Accept": accept},
                 serialize=False,

@@ -7,7 +7,10 @@ from typing import Any, Self
 from raynest_pipeline.errors import Verdict
 from raynest_pipeline.kube.errors import NO_SUCH_KIND, KubeError
 from raynest_pipeline.kube.http import HttpTarget
-from raynest_pipeline.kube.kinds import Kind, Object, Objects, mapping
+from raynest_pipeline.kube.kinds import Kind, Object, Objects, mapping, mappings
+from raynest_pipeline.kube.rayservice import serve_config
+from raynest_pipeline.kube.rayservice.serve import Deployed
+from raynest_pipeline.kube.rayservice.status import AppStatus
 from raynest_pipeline.kube.watching import WatchEvent
 from raynest_pipeline.waiting import Deadline
 
@@ -178,7 +181,11 @@ class FakeKube:
 class FakeServe:
     """What Serve itself answers, in place of `kube.rayservice.serve`."""
 
-    def __init__(self) -> None:
+    def __init__(self, kube: FakeKube) -> None:
+        self._kube = kube
+        self.deployed: dict[str, Deployed] | BaseException | None = None
+        """None: it runs what is applied."""
+        self.tokens: list[str | None] = []
         self.routes_now: dict[str, str] | BaseException = {"/": APP}
         self.image: list[bytes | BaseException] = [b"\x89PNG-a-small-image"]
         self.asked: list[str] = []
@@ -189,8 +196,26 @@ class FakeServe:
             raise self.routes_now
         return self.routes_now
 
+    def applications(
+        self, target: HttpTarget, *, token: str | None = None, timeout: float = 10.0
+    ) -> dict[str, Deployed]:
+        self.tokens.append(token)
+        if isinstance(self.deployed, BaseException):
+            raise self.deployed
+        return running(self._kube) if self.deployed is None else self.deployed
+
     def smoke_image(self, target: HttpTarget, **_: Any) -> bytes:
         answer = self.image.pop(0) if len(self.image) > 1 else self.image[0]
         if isinstance(answer, BaseException):
             raise answer
         return answer
+
+
+def running(kube: FakeKube, status: str = "RUNNING") -> dict[str, Deployed]:
+    """What Serve reports once it runs the RayServices that are applied now."""
+    found = [obj for (kind, _, _), obj in kube.objects.items() if kind == "RayService"]
+    return {
+        str(app["name"]): Deployed(AppStatus(str(app["name"]), status), dict(serve_config.variables_of(app)))
+        for obj in found
+        for app in mappings(serve_config.read(obj).get("applications"))
+    }

@@ -199,7 +199,7 @@ class TestPlan:
         made.made_at, made.fate = -100, "DeployedFailed"
         assert actions(world, settings) == ["recreate"]
         world.faults["find_instances"] = [throttled()]
-        assert actions(world, settings) == ["wait"]
+        assert actions(world, settings) == ["unknown"]
         assert world.bought == [] and made.deleted_at is None
 
 

@@ -183,7 +183,7 @@ class TestPlanRemoveClient:
     def test_a_plan_for_each_state(self, fetched: Links, kube: FakeKube) -> None:
         assert fetched.kubeconfig.plan()[0].action == "none"
         kube.fail["list"] = [unreachable()]
-        assert fetched.kubeconfig.plan()[0].action == "wait"
+        assert fetched.kubeconfig.plan()[0].action == "unknown"
         fetched.kubeconfig.path.unlink()
         change = fetched.kubeconfig.plan()[0]
         assert change.action == "create" and "120 minutes" in change.what

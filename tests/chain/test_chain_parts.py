@@ -7,6 +7,7 @@ import pytest
 from chain_kube import FakeKube
 
 from raynest_pipeline import sandbox
+from raynest_pipeline.chain import endpoint
 from raynest_pipeline.chain.endpoint import EndpointFinder
 from raynest_pipeline.chain.parameters import address_tags, chart_values, owner_tags, template_parameters
 from raynest_pipeline.chain.profile import SANDBOX_DEFAULTS, open_chain, with_sandbox
@@ -94,8 +95,17 @@ class TestEndpoint:
 
     def test_inside_it_is_plain_dns(self, kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setattr(endpoint, "resolves", lambda host: host == "sd-serve-svc.ns.svc")
         assert self.find(kube).target.base_url == "http://sd-serve-svc.ns.svc:8000"
         assert self.find(kube, route="service-proxy").kind == "service-proxy"
+
+    def test_in_a_pod_of_another_cluster_it_is_the_proxy(
+        self, kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        assert not endpoint.resolves("sd-serve-svc.ns.svc.invalid")
+        monkeypatch.setattr(endpoint, "resolves", lambda host: False)
+        assert self.find(kube).kind == "service-proxy"
 
     def test_in_cluster_when_told_so(self, kube: FakeKube) -> None:
         assert self.find(kube, route="in-cluster").kind == "in-cluster"

@@ -127,7 +127,7 @@ class TestPlan:
         world.add_eip(bound_to=cluster.cluster_id)
         assert [change.action for change in links.public_ip.plan()] == ["none"]
         world.faults["find_eips"] = [throttled()]
-        assert [change.action for change in links.public_ip.plan()] == ["wait"]
+        assert [change.action for change in links.public_ip.plan()] == ["unknown"]
 
     def test_without_a_cluster_both_are_planned(self, links: Links) -> None:
         assert [change.action for change in links.public_ip.plan()] == ["create", "update"]

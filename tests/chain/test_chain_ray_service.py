@@ -1,7 +1,9 @@
 """The RayService link: what it sees, what it applies, when it rebuilds, and when it believes a failure."""
 
+import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from chain_kube import (
     FakeServe,
     kube_error,
     no_kuberay,
+    running,
     status_of,
     unauthorized,
     unreachable,
@@ -23,6 +26,7 @@ from raynest_pipeline.chain.link import State
 from raynest_pipeline.chain.ray_service import RayServiceLink
 from raynest_pipeline.errors import InputError, NotReadyError, RemoteError, Verdict
 from raynest_pipeline.kube.client import RAY_SERVICE
+from raynest_pipeline.kube.rayservice.serve_config import MANIFEST_VARIABLE
 from raynest_pipeline.settings import Endpoint, RayServiceSettings, Settings
 from raynest_pipeline.waiting import Deadline
 
@@ -64,8 +68,10 @@ class TestObserve:
     def test_serving_is_ready_and_says_by_which_road(self, deployed: RayServiceLink) -> None:
         seen = deployed.observe()
         assert seen.ready
-        assert str(seen.facts["endpoint"]).startswith("service-proxy https://47.1.0.1:6443/")
-        assert f"/services/{NAME}-serve-svc:8000/proxy" in str(seen.facts["endpoint"])
+        proxy = f"https://47.1.0.1:6443/api/v1/namespaces/{NAMESPACE}/services"
+        assert seen.facts["endpoint"] == f"{proxy}/{NAME}-serve-svc:8000/proxy"
+        assert seen.facts["dashboard"] == f"{proxy}/{NAME}-head-svc:8265/proxy"
+        assert seen.facts["route"] == "service-proxy"
         assert seen.facts["ray_version"] == "2.60.0"
         assert seen.facts["image"] == "rayproject/ray:2.60.0-py311-gpu"
         assert seen.facts["applications"] == f"{APP}: RUNNING"
@@ -93,13 +99,100 @@ class TestObserve:
         become(kube, status_of("DEPLOY_FAILED", message="Traceback ...\nCUDA out of memory"))
         assert "CUDA out of memory" in deployed.observe().cause
 
-    @pytest.mark.parametrize("error", [unreachable(), kube_error(Verdict.RETRYABLE, 503)])
+    @pytest.mark.parametrize("error", [kube_error(Verdict.GONE, 404), kube_error(Verdict.RETRYABLE, 503)])
     def test_ready_that_does_not_serve_is_broken(
         self, deployed: RayServiceLink, serve: FakeServe, error: RemoteError
     ) -> None:
         serve.routes_now = error
         seen = deployed.observe()
         assert seen.state is State.BROKEN and "the status says ready" in seen.cause
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            unreachable(),
+            unauthorized(),
+            kube_error(Verdict.PERMANENT, 403),
+            kube_error(Verdict.RETRYABLE, 429),
+            kube_error(Verdict.RETRYABLE, 504),
+            kube_error(Verdict.UNKNOWN),
+        ],
+    )
+    def test_a_serve_that_could_not_be_asked_is_unknown(
+        self, deployed: RayServiceLink, serve: FakeServe, error: RemoteError
+    ) -> None:
+        serve.routes_now = error
+        assert deployed.observe().state is State.UNKNOWN
+
+    def test_serve_that_runs_another_configuration_is_pending(
+        self, deployed: RayServiceLink, kube: FakeKube, serve: FakeServe
+    ) -> None:
+        assert deployed.observe().facts["confirmed"] is True
+        old = running(kube)[APP]
+        serve.deployed = {APP: replace(old, variables={**old.variables, MANIFEST_VARIABLE: "older"})}
+        seen = deployed.observe()
+        assert seen.state is State.PENDING and "configuration" in seen.cause
+        serve.deployed = {}
+        assert deployed.observe().state is State.PENDING
+
+    @pytest.mark.parametrize(
+        ("status", "state"),
+        [("DEPLOYING", State.PENDING), ("DEPLOY_FAILED", State.BROKEN), ("UNHEALTHY", State.BROKEN)],
+    )
+    def test_serve_knows_sooner_than_the_status(
+        self, deployed: RayServiceLink, kube: FakeKube, serve: FakeServe, status: str, state: State
+    ) -> None:
+        serve.deployed = running(kube, status)
+        seen = deployed.observe()
+        assert seen.state is state and status in seen.cause
+
+    @pytest.mark.parametrize("error", [unreachable(), unauthorized(), kube_error(Verdict.GONE, 404)])
+    def test_a_dashboard_that_does_not_answer_leaves_it_ready(
+        self, deployed: RayServiceLink, serve: FakeServe, error: RemoteError
+    ) -> None:
+        serve.deployed = error
+        seen = deployed.observe()
+        assert seen.ready and seen.facts["confirmed"] is False
+
+    @pytest.mark.parametrize(
+        ("secret", "token"),
+        [
+            ({"auth_token": base64.b64encode(b"ray-t0ken").decode()}, "ray-t0ken"),
+            ({"auth_token": "no base64!"}, None),
+            ({}, None),
+            (None, None),
+        ],
+    )
+    def test_the_dashboard_is_asked_with_rays_own_token(
+        self,
+        make: MakeLink,
+        kube: FakeKube,
+        serve: FakeServe,
+        deadline: Deadline,
+        secret: dict[str, str] | None,
+        token: str | None,
+    ) -> None:
+        link = make(ray_service=RayServiceSettings(token_auth="on"))
+        if secret is not None:
+            metadata = {"name": "sd-abcde", "namespace": NAMESPACE}
+            kube.put({"kind": "Secret", "metadata": metadata, "data": secret})
+        seen = link.ensure(deadline)
+        assert set(serve.tokens) == {token}
+        assert "ray-t0ken" not in repr(seen)
+
+    def test_without_token_authentication_no_secret_is_read(
+        self, deployed: RayServiceLink, serve: FakeServe
+    ) -> None:
+        assert set(serve.tokens) == {None}
+
+    @pytest.mark.parametrize("annotations", [{"ray.io/kuberay-version": "v1.7.0"}, {}, None])
+    def test_the_version_of_kuberay(
+        self, deployed: RayServiceLink, kube: FakeKube, annotations: dict[str, str] | None
+    ) -> None:
+        if annotations is not None:
+            metadata = {"name": "sd-abcde", "namespace": NAMESPACE, "annotations": annotations}
+            kube.put({"kind": "RayCluster", "metadata": metadata})
+        assert deployed.observe().facts["kuberay_version"] == ("v1.7.0" if annotations else "")
 
     def test_ready_without_a_route_is_broken(self, deployed: RayServiceLink, serve: FakeServe) -> None:
         serve.routes_now = {"/": "something-else"}
@@ -146,7 +239,7 @@ class TestPlanAndRemove:
         become(kube, status_of("DEPLOY_FAILED"))
         assert "rebuild" in link.plan()[0].what
         kube.fail["get"] = [unreachable()]
-        assert [change.action for change in link.plan()] == ["wait"]
+        assert [change.action for change in link.plan()] == ["unknown"]
 
     def test_a_plan_sees_drift_and_changes_nothing(
         self, deployed: RayServiceLink, make: MakeLink, kube: FakeKube

@@ -211,16 +211,6 @@ def test_declares_nothing_where_there_is_no_schema(client: KubeClient) -> None:
     assert not client.declares(RAY_SERVICE, ("spec",))
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_can_i(client: KubeClient, api: Any, tools: Any, allowed: bool) -> None:
-    path = "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-    api.on(path, tools.Answer(201, {"status": {"allowed": allowed}}))
-    assert client.can_i("get", "services/proxy", namespace="demo") is allowed
-    assert api.calls(path)[0].body["spec"]["resourceAttributes"] == {
-        "verb": "get", "group": "", "resource": "services", "subresource": "proxy", "namespace": "demo",
-    }  # fmt: skip
-
-
 def test_an_answer_that_is_not_json_is_an_error(client: KubeClient, api: Any, tools: Any) -> None:
     api.on(f"GET {S1}", tools.Answer(200, "<html>", {"Content-Type": "text/html"}))
     with pytest.raises(KubeError) as caught:

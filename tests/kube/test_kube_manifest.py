@@ -66,6 +66,7 @@ def test_the_ray_service_comes_last_and_everything_is_labelled() -> None:
     for obj in objects:
         assert obj["metadata"]["namespace"] == "demo"
         assert OWNER_LABELS.items() <= obj["metadata"]["labels"].items()
+        assert obj["metadata"]["labels"]["raynest/service"] == objects[-1]["metadata"]["name"]
 
 
 def test_the_ports_are_complete_and_named() -> None:
@@ -111,6 +112,19 @@ def test_tolerations_are_the_workers() -> None:
         {"key": "b", "operator": "Equal", "value": "c", "effect": "NoExecute"},
     ]
     assert "tolerations" not in head(service)["template"]["spec"]
+
+
+def test_other_tolerations_are_a_change_that_kuberay_sees() -> None:
+    def template(*tolerations: Toleration) -> Any:
+        made = worker(ray_service(tolerations=tolerations))["template"]
+        made["spec"].pop("tolerations", None)  # KubeRay from 1.6 on leaves them out of its hash (facts 2.4)
+        return made
+
+    assert template(Toleration(key="a")) != template(Toleration(key="b"))
+    assert template(Toleration(key="a")) != template()
+
+
+def test_without_tolerations_there_are_none() -> None:
     assert "tolerations" not in worker(ray_service(tolerations=()))["template"]["spec"]
 
 

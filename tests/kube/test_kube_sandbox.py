@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from raynest_pipeline.chain.desired import with_counts
 from raynest_pipeline.errors import Verdict
 from raynest_pipeline.kube import kubeconfig
-from raynest_pipeline.kube.client import CONFIG_MAP, NAMESPACE, RAY_SERVICE, SERVICE, KubeClient
+from raynest_pipeline.kube.client import CONFIG_MAP, NAMESPACE, RAY_CLUSTER, RAY_SERVICE, SERVICE, KubeClient
 from raynest_pipeline.kube.errors import KubeError
 from raynest_pipeline.kube.rayservice import manifest, serve, status
 from raynest_pipeline.sandbox.kube.api import ApiServer
@@ -158,7 +159,7 @@ def test_our_manifest_is_accepted_as_it_is(client: KubeClient) -> None:
             is None
         )
         stored = client.apply(obj)
-        assert stored["metadata"]["labels"] == dict(manifest.OWNER_LABELS)
+        assert stored["metadata"]["labels"] == manifest.owner_labels("sd")
     assert [m["metadata"]["name"] for m in client.list(CONFIG_MAP, "demo", labels=manifest.OWNER_LABELS)] == [
         objects()[0]["metadata"]["name"]
     ]
@@ -346,11 +347,24 @@ def test_credentials_end_and_are_revoked(sandbox: Sandbox, client: KubeClient) -
     assert "fresh kubeconfig" in caught.value.fix
 
 
-def test_somebody_without_permission(sandbox: Sandbox, client: KubeClient) -> None:
-    assert client.can_i("create", "rayservices", group="ray.io", namespace="demo")
-    with KubeClient.from_file(sandbox.kubeconfig(admin=False)) as nobody:
-        assert not nobody.can_i("create", "rayservices", group="ray.io", namespace="demo")
-        with pytest.raises(KubeError) as caught:
-            nobody.apply(objects()[-1])
+def test_somebody_without_permission(sandbox: Sandbox) -> None:
+    with KubeClient.from_file(sandbox.kubeconfig(admin=False)) as nobody, pytest.raises(KubeError) as caught:
+        nobody.apply(objects()[-1])
     assert (caught.value.status, caught.value.verdict) == (403, Verdict.PERMANENT)
     assert 'User "someone" cannot patch resource "rayservices"' in caught.value.why
+
+
+def test_a_running_cluster_is_scaled_and_keeps_the_rest(sandbox: Sandbox, client: KubeClient) -> None:
+    spec = objects()[-1]["spec"]["rayClusterConfig"]
+    metadata = {"name": "sd-abcde", "namespace": "demo", "annotations": {"ray.io/kuberay-version": "v1"}}
+    made = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
+    sandbox.loop.call(lambda: sandbox.store.create("rayclusters", made, manager="kuberay-operator"))
+    before = client.get(RAY_CLUSTER, "sd-abcde", "demo")
+    assert before is not None
+    group = before["spec"]["workerGroupSpecs"][0]
+    counts = {group["groupName"]: {"replicas": 2, "minReplicas": 2, "maxReplicas": 2}}
+    after = client.apply(with_counts(before, counts))
+    assert after["spec"]["workerGroupSpecs"] == [{**group, **counts[group["groupName"]]}]
+    assert after["spec"]["headGroupSpec"] == before["spec"]["headGroupSpec"]
+    assert after["metadata"]["annotations"] == metadata["annotations"]
+    assert client.apply(with_counts(before, counts))["metadata"]["generation"] == 2

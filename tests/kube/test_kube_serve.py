@@ -76,28 +76,17 @@ def test_routes_of_a_server_that_is_gone(tools: Any, tmp_path: Path) -> None:
     assert "refused" in caught.value.why
 
 
-@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (404, False)])
-def test_healthz(site: Any, target: HttpTarget, tools: Any, status: int, healthy: bool) -> None:
-    site.on("GET /-/healthz", tools.Answer(status, "success", {"Content-Type": "text/plain"}))
-    assert serve.healthz(target) is healthy
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_denied_healthz_says_nothing_about_health(
-    site: Any, target: HttpTarget, tools: Any, status: int
-) -> None:
-    site.on("GET /-/healthz", tools.Answer(status, tools.status_object(status, "Forbidden", "no")))
-    with pytest.raises(KubeError):
-        serve.healthz(target)
-
-
 def test_applications_of_the_dashboard_with_rays_own_token(config_file: Path, api: Any, tools: Any) -> None:
     path = "/api/v1/namespaces/demo/services/sd-head-svc:8265/proxy/api/serve/applications/"
     recorded = tools.data("serve_applications")["kill_11.63"]
-    api.on(f"GET {path}", {"applications": {recorded["name"]: recorded}, "proxies": {}})
+    config = {"name": recorded["name"], "runtime_env": {"env_vars": {"PYTHONPATH": "/srv/app"}}}
+    listed = {recorded["name"]: {**recorded, "deployed_app_config": config}}
+    api.on(f"GET {path}", {"applications": listed, "proxies": {}})
     with KubeClient.from_file(config_file) as client:
         dashboard = client.service_proxy("demo", "sd-head-svc", 8265)
-        (found,) = serve.applications(dashboard, token="ray-token")
+        deployed = serve.applications(dashboard, token="ray-token")["stable_diffusion"]
+    found = deployed.status
+    assert deployed.variables == {"PYTHONPATH": "/srv/app"}
     assert (found.name, found.status) == ("stable_diffusion", "UNHEALTHY")
     assert {d.name: d.status for d in found.deployments} == {"Model": "UNHEALTHY", "APIIngress": "HEALTHY"}
     asked = api.calls(f"GET {path}")[0]
@@ -107,7 +96,7 @@ def test_applications_of_the_dashboard_with_rays_own_token(config_file: Path, ap
 
 def test_no_applications_yet(site: Any, target: HttpTarget) -> None:
     site.on("GET /api/serve/applications/", {"controller_info": {}, "proxies": {}, "applications": {}})
-    assert serve.applications(target) == ()
+    assert serve.applications(target) == {}
 
 
 def openapi(**parameters: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from raynest_pipeline.errors import InputError, UnreachableError
 from raynest_pipeline.kube.rayservice.manifest import app_names, load_user_manifest, nonce_of, with_nonce
+from raynest_pipeline.kube.rayservice.serve_config import MANIFEST_VARIABLE, marks_of, with_variables
 
 STOCK = """\
 # As KubeRay's sample has it (shortened).
@@ -179,6 +180,16 @@ def test_a_nonce_goes_into_every_application(tmp_path: Path) -> None:
     apps = yaml.safe_load(changed["spec"]["serveConfigV2"])["applications"]
     assert [app["runtime_env"]["env_vars"]["RAYNEST_REDEPLOY_NONCE"] for app in apps] == ["n1", "n1"]
     assert changed["spec"]["rayClusterConfig"] == service["spec"]["rayClusterConfig"]
+
+
+def test_marks_are_told_from_the_applications_own_variables(tmp_path: Path) -> None:
+    service = load(tmp_path, OWN).ray_service
+    assert marks_of(service) == {"a": {}, "default": {}}
+    marked = with_variables(service, {MANIFEST_VARIABLE: "d1", "OTHER": "x"})
+    assert marks_of(marked) == {"a": {MANIFEST_VARIABLE: "d1"}, "default": {MANIFEST_VARIABLE: "d1"}}
+    assert nonce_of(marked) is None
+    both = {MANIFEST_VARIABLE: "d1", "RAYNEST_REDEPLOY_NONCE": "n1"}
+    assert marks_of(with_nonce(marked, "n1")) == {"a": both, "default": both}
 
 
 def test_a_nonce_keeps_the_rest_of_the_environment(tmp_path: Path) -> None:

@@ -6,30 +6,43 @@ except token authentication, which the caller asks for where the cluster offers 
 
 import hashlib
 import importlib.resources
+import json
 from collections.abc import Mapping
 
 import yaml
 
 from raynest_pipeline.errors import InputError
 from raynest_pipeline.kube.kinds import Object, Objects, name_of
-from raynest_pipeline.kube.rayservice.serve_config import NONCE_VARIABLE, app_names, nonce_of, with_nonce
+from raynest_pipeline.kube.rayservice.serve_config import (
+    MANIFEST_VARIABLE,
+    NONCE_VARIABLE,
+    app_names,
+    nonce_of,
+    with_nonce,
+    with_variables,
+)
 from raynest_pipeline.kube.rayservice.user_manifest import UserManifest, load_user_manifest
 from raynest_pipeline.settings import RayServiceSettings, Settings
 
 __all__ = [
     "CODE_HASH_ANNOTATION",
+    "MANIFEST_VARIABLE",
     "OWNER_LABELS",
     "UserManifest",
     "app_names",
     "build_manifest",
     "load_user_manifest",
     "nonce_of",
+    "owner_labels",
     "source_files",
     "with_nonce",
+    "with_variables",
 ]
 
 OWNER_LABELS: Mapping[str, str] = {"app.kubernetes.io/managed-by": "raynest"}
 """On every object that raynest makes: what lacks them is not ours to delete."""
+SERVICE_LABEL = "raynest/service"
+"""Name of the RayService with which an object was applied: two in one namespace keep out of each other's."""
 CODE_HASH_ANNOTATION = "raynest/code-sha256"
 """On the RayService and its ConfigMap: which code was shipped."""
 
@@ -38,10 +51,16 @@ IMPORT_PATH = "raynest_pipeline.serving.app:build"
 CODE_FOLDER = "/opt/raynest"
 CACHE_FOLDER = "/var/cache/raynest"
 
+_TOLERATIONS_ANNOTATION = "raynest/tolerations"
 _CODE_VOLUME = "raynest-code"
 _CONFIG_MAP_LIMIT = 900_000
 """A ConfigMap may hold 1 MiB; the rest is for its metadata."""
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080, "serve": 8000}
+
+
+def owner_labels(ray_service: str) -> dict[str, str]:
+    """The labels of what is applied together with the RayService of that name."""
+    return {**OWNER_LABELS, SERVICE_LABEL: ray_service}
 
 
 def source_files() -> dict[str, str]:
@@ -94,7 +113,7 @@ def build_manifest(
     ray_service: Object = {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
-        "metadata": _metadata(wanted.name, namespace, digest),
+        "metadata": _metadata(wanted, wanted.name, namespace, digest),
         "spec": {
             "serveConfigV2": _serve_config(wanted, digest, nonce),
             "rayClusterConfig": {
@@ -114,8 +133,8 @@ def image_of(wanted: RayServiceSettings) -> str:
     return wanted.image or f"rayproject/ray:{wanted.ray_version}-py311{suffix}"
 
 
-def _metadata(name: str, namespace: str, digest: str) -> Object:
-    metadata: Object = {"name": name, "namespace": namespace, "labels": dict(OWNER_LABELS)}
+def _metadata(wanted: RayServiceSettings, name: str, namespace: str, digest: str) -> Object:
+    metadata: Object = {"name": name, "namespace": namespace, "labels": owner_labels(wanted.name)}
     if digest:
         metadata["annotations"] = {CODE_HASH_ANNOTATION: digest}
     return metadata
@@ -133,7 +152,7 @@ def _config_map(wanted: RayServiceSettings, files: Mapping[str, str], digest: st
         "kind": "ConfigMap",
         # The hash is in the name: a volume of a changed ConfigMap updates pods late and one by one, and a
         # replica could start on old code. A new name changes the pod template, so new pods get new code.
-        "metadata": _metadata(f"{wanted.name}-code-{digest[:10]}", namespace, digest),
+        "metadata": _metadata(wanted, f"{wanted.name}-code-{digest[:10]}", namespace, digest),
         "immutable": True,
         "data": {_key(path): text for path, text in files.items()},
     }
@@ -169,15 +188,18 @@ def _worker_group(wanted: RayServiceSettings, volume: Object | None) -> Object:
         for part in ("requests", "limits"):
             container["resources"][part]["nvidia.com/gpu"] = gpus
     spec: Object = {"containers": [container], "volumes": _volumes(volume)}
+    template: Object = {"spec": spec}
     if wanted.tolerations:
         spec["tolerations"] = [item.model_dump(exclude_none=True) for item in wanted.tolerations]
+        # KubeRay from 1.6 on takes no notice of a change of tolerations alone (facts 2.4).
+        template["metadata"] = {"annotations": {_TOLERATIONS_ANNOTATION: json.dumps(spec["tolerations"])}}
     return {
         "groupName": "gpu-group" if wanted.gpus_per_replica > 0 else "cpu-group",
         "replicas": wanted.replicas,
         "minReplicas": wanted.replicas,
         "maxReplicas": wanted.replicas,
         "rayStartParams": {},
-        "template": {"spec": spec},
+        "template": template,
     }
 
 

@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from raynest_pipeline.errors import InputError, Verdict
 from raynest_pipeline.kube.errors import KubeError, answer_error, transport_error
 from raynest_pipeline.kube.http import HttpTarget
 from raynest_pipeline.kube.kinds import mapping, mappings
+from raynest_pipeline.kube.rayservice import serve_config
 from raynest_pipeline.kube.rayservice.status import AppStatus, parse_applications
 
 RAY_TOKEN_HEADER = "x-ray-authorization"
@@ -20,6 +22,15 @@ SMOKE_PROMPT = "a red apple on a wooden table"
 _SMOKE_SIZES = (64, 96, 128, 256)
 _SMOKE_STEPS = 2
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An application as Serve itself reports it."""
+
+    status: AppStatus
+    variables: Mapping[str, str]
+    """The env_vars of the configuration that it runs, or is changing to."""
 
 
 def routes(target: HttpTarget, *, timeout: float = 10.0) -> dict[str, str]:
@@ -33,24 +44,10 @@ def routes(target: HttpTarget, *, timeout: float = 10.0) -> dict[str, str]:
     return {str(prefix): str(app) for prefix, app in document.items()}
 
 
-def healthz(target: HttpTarget, *, timeout: float = 10.0) -> bool:
-    """Whether /-/healthz says so: the proxy lives. True also with a failed application, or with none.
-
-    Raises:
-        KubeError: No answer.
-    """
-    try:
-        return _get(target, "/-/healthz", "ask Serve for its health", timeout).status_code == httpx.codes.OK
-    except KubeError as error:
-        if error.status is not None and error.status not in (401, 403):
-            return False
-        raise
-
-
 def applications(
     target: HttpTarget, *, token: str | None = None, timeout: float = 10.0
-) -> tuple[AppStatus, ...]:
-    """The applications as the dashboard has them: fresher than the RayService's status.
+) -> dict[str, Deployed]:
+    """The applications by name as the dashboard has them: fresher than the RayService's status.
 
     Args:
         target: The dashboard (port 8265 of a head service).
@@ -63,7 +60,14 @@ def applications(
     asked = target.with_headers({RAY_TOKEN_HEADER: f"Bearer {token}"}) if token else target
     operation = "ask the Ray dashboard for its applications"
     document = _json(_get(asked, "/api/serve/applications/", operation, timeout), operation)
-    return parse_applications(document.get("applications"), deployments_key="deployments")
+    found = mapping(document.get("applications"))
+    configured = {str(name): mapping(mapping(app).get("deployed_app_config")) for name, app in found.items()}
+    return {
+        app.name: Deployed(
+            app, {key: str(value) for key, value in serve_config.variables_of(configured[app.name]).items()}
+        )
+        for app in parse_applications(found, deployments_key="deployments")
+    }
 
 
 def smoke_image(

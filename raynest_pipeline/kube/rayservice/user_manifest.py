@@ -13,7 +13,7 @@ from raynest_pipeline.kube.rayservice import serve_config
 _MOST_BYTES = 2_000_000
 _DELETED_MODEL = "stabilityai/stable-diffusion-2"
 _STOCK_IMPORT_PATH = "stable_diffusion.stable_diffusion:entrypoint"
-_CLUSTER_WIDE = frozenset(
+CLUSTER_WIDE = frozenset(
     {
         "Namespace",
         "ClusterRole",
@@ -66,7 +66,7 @@ def load_user_manifest(path_or_url: str, *, namespace: str | None = None) -> Use
     _check_ray_service(source, ray_service)
     if namespace:
         for obj in objects:
-            if obj["kind"] not in _CLUSTER_WIDE:
+            if obj["kind"] not in CLUSTER_WIDE:
                 obj["metadata"].setdefault("namespace", namespace)
     return UserManifest(objects, ray_service, _notes(ray_service, body))
 
