@@ -39,7 +39,7 @@ def run_demo(settings: Settings, prompts: Path | None, out_dir: Path | None, out
         "folder": str(outcome.folder.path / "images"),
         "sheet": str(outcome.folder.sheet_path),
         "UI": "make dev   (or: raynest dev), then http://127.0.0.1:3000",
-        "next": 'raynest imagine "a blue star" -o output.png   ·   raynest status   ·   raynest down',
+        "next": 'raynest imagine "a blue square" -o output.png   ·   raynest status   ·   raynest down',
         "total": f"{time.monotonic() - started:.1f} s",
     }
     for key, text in rows.items():

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
+import socket
 import sys
 import threading
 import time
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from raynest_pipeline import sandbox
@@ -35,7 +36,9 @@ class TestDev:
                 calls.append((command, env))
                 assert start_new_session, "else the terminal's Ctrl-C reaches Dagster's children twice"
 
-            def wait(self) -> int:
+                self.pid = 2**22 + 1  # no process has it
+
+            def wait(self, timeout: float) -> int:
                 return 3
 
         monkeypatch.setenv("DAGSTER_HOME", "")
@@ -52,27 +55,47 @@ class TestDev:
         assert (settings.home_dir / "dagster" / "dagster.yaml").is_file()
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_is_passed_on_to_it_and_to_its_children(self, tmp_path: Path, number: int) -> None:
-        """A real child with a child of its own: nothing may outlive `raynest dev`."""
-        ready, told = tmp_path / "ready", tmp_path / "told"
+    @pytest.mark.parametrize("deaf", [False, True])
+    def test_a_signal_ends_it_and_its_children(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, deaf: bool
+    ) -> None:
+        """A real child with a child of its own, which may not listen: nothing outlives `raynest dev`."""
+        monkeypatch.setattr(dev, "GRACE_SECONDS", 1.0)
+        ready = tmp_path / "ready"
         script = (
             "import signal, subprocess, sys, pathlib\n"
             "grandchild = subprocess.Popen(['sleep', '100'])\n"
-            f"def end(n, _): pathlib.Path({str(told)!r}).write_text(str(n)); grandchild.wait(); sys.exit(7)\n"
-            f"signal.signal({int(number)}, end)\n"
-            f"pathlib.Path({str(ready)!r}).touch()\n"
-            "signal.pause()\n"
+            + ("signal.signal(signal.SIGINT, signal.SIG_IGN)\n" if deaf else "")
+            + f"pathlib.Path({str(ready)!r}).write_text(str(grandchild.pid))\n"
+            "try:\n    signal.pause()\nexcept KeyboardInterrupt:\n    sys.exit(7)\n"
         )
-        child = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
 
         def kill_me_when_it_is_ready() -> None:
-            while not ready.exists():
+            while not (ready.exists() and ready.read_text()):
                 time.sleep(0.01)
             os.kill(os.getpid(), number)
 
         threading.Thread(target=kill_me_when_it_is_ready, daemon=True).start()
-        assert dev._wait(child) == 7
-        assert told.read_text() == str(int(number))
+        # As in the background of a shell, where SIGINT is ignored, and that would be inherited.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            code = dev.run_until_signal([sys.executable, "-c", script], dict(os.environ))
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert code == (-signal.SIGKILL if deaf else 7)
+        grandchild = int(ready.read_text())
+        while psutil.pid_exists(grandchild) and psutil.Process(grandchild).status() != "zombie":
+            time.sleep(0.01)
+
+    def test_a_port_that_is_taken_is_told_before_anything_starts(
+        self, settings: Settings, started: list[Any]
+    ) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            with pytest.raises(StorageError, match="cannot be used"):
+                dev.run_dev(settings, taken.getsockname()[1])
+        assert started == []
 
     def test_without_the_web_server_it_says_what_to_install(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
