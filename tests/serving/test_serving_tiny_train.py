@@ -35,19 +35,9 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def miniature_run(out: Path) -> None:
-    sizes = [
-        "--text-steps",
-        "2",
-        "--vae-steps",
-        "2",
-        "--images",
-        "64",
-        "--steps",
-        "2",
-        "--checkpoint-every",
-        "1",
-    ]
-    training.main(["--out", str(out), *sizes])
+    steps = ["--text-steps", "1", "--vae-steps", "1", "--decoder-steps", "1", "--steps", "2"]
+    sizes = ["--images", "64", "--vocabulary", "small", "--checkpoint-every", "1"]
+    training.main(["--out", str(out), *steps, *sizes])
 
 
 def test_the_export_is_a_model_folder_like_any_other(miniature: Path) -> None:
