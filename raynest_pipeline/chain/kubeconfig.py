@@ -12,6 +12,7 @@ from raynest_pipeline.chain.intent import state_dir
 from raynest_pipeline.chain.link import UNSEEN, Change, Observation, OnStep, State, Step, silent
 from raynest_pipeline.chain.public_ip import PublicIpLink
 from raynest_pipeline.errors import InputError, NotReadyError, RefusedError, RemoteError
+from raynest_pipeline.files import private_dir, write_atomic
 from raynest_pipeline.kube import kubeconfig as file_format
 from raynest_pipeline.kube.client import POD, KubeClient
 from raynest_pipeline.settings import Settings
@@ -140,7 +141,8 @@ class KubeconfigLink:
         text = file_format.with_namespace(
             fetched.text.get_secret_value(), self._settings.name, self._settings.name
         )
-        file_format.write_private(self.path, text)
+        private_dir(self.path.parent)
+        write_atomic(self.path, text)
 
     def _due(self) -> bool:
         """Whether little of the credential's lifetime is left."""

@@ -27,7 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False)
+# Without a terminal nobody has a width: tables are cut for nobody.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 Prompts = Annotated[Path | None, typer.Option("--prompts", help="CSV, JSONL or TXT file.")]

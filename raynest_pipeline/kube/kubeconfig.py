@@ -7,8 +7,6 @@ import base64
 import binascii
 import copy
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +15,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from raynest_pipeline.errors import InputError, StorageError
+from raynest_pipeline.errors import InputError
 
 _FIX = "Fetch the kubeconfig again, or point kubeconfig.path at another file."
 
@@ -65,34 +63,6 @@ def load(path: Path) -> dict[str, Any]:
 def check_context(document: Mapping[str, Any], context: str | None) -> None:
     """Check that a context (None: the current one) leads to a server and a user; InputError if not."""
     _resolve(document, context or document["current-context"])
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, with mode 0600, in a folder of mode 0700 (made if missing).
-
-    Raises:
-        StorageError: It cannot be written; what was there before is untouched.
-    """
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.parent.chmod(0o700)
-        # mkstemp makes the file 0600 from the start, so there is no moment at which others can read it.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StorageError(
-            f"The kubeconfig cannot be written to {path}.",
-            why=error.strerror or type(error).__name__,
-            fix="Free some space or correct the folder's permissions, then run again.",
-        ) from error
 
 
 def with_namespace(text: str, context: str, namespace: str) -> str:

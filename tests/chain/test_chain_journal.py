@@ -160,6 +160,12 @@ class TestFiles:
         assert mode(tmp_path / "a") == 0o600
         assert mode(tmp_path / "deep" / "er") == 0o700
 
+    def test_an_open_file_is_closed_to_others_by_the_next_write(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_text("old")
+        (tmp_path / "a").chmod(0o644)
+        write_atomic(tmp_path / "a", "new")
+        assert ((tmp_path / "a").read_text(), mode(tmp_path / "a")) == ("new", 0o600)
+
     def test_a_folder_that_is_there_keeps_its_permissions(self, tmp_path: Path) -> None:
         (tmp_path / "open").mkdir(mode=0o755)
         private_dir(tmp_path / "open" / "mine")

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raynest_pipeline.errors import InputError, RaynestError, StorageError
+from raynest_pipeline.errors import InputError, RaynestError
 from raynest_pipeline.kube import kubeconfig
 
 SECRET = "very-secret-token"
@@ -178,48 +178,6 @@ def test_a_broken_certificate_is_an_input_error(data: str) -> None:
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def test_the_file_is_private_and_so_is_its_folder(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "kube" / "config"
-    kubeconfig.write_private(path, "secret")
-    assert path.read_text() == "secret"
-    assert mode(path) == 0o600 and mode(path.parent) == 0o700
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_an_open_file_is_closed_to_others_by_the_next_write(tmp_path: Path) -> None:
-    folder = tmp_path / "kube"
-    folder.mkdir(mode=0o755)
-    path = folder / "config"
-    path.write_text("old")
-    path.chmod(0o644)
-    kubeconfig.write_private(path, "new")
-    assert (path.read_text(), mode(path), mode(folder)) == ("new", 0o600, 0o700)
-
-
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "kube" / "config"
-    kubeconfig.write_private(path, "old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(StorageError) as caught:
-        kubeconfig.write_private(path, SECRET)
-    assert caught.value.why == "No space left on device"
-    assert SECRET not in str(caught.value)
-    assert path.read_text() == "old"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError):
-        kubeconfig.write_private(tmp_path / "file" / "config", "x")
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b"a: ["])
