@@ -39,7 +39,9 @@ docs: $(STAMP)
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "raynest needs Python 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing into $(VENV): about 2 GB, a few minutes."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
@@ -57,5 +59,5 @@ constraints: pyproject.toml
 clean:
 	@if grep -lqs '"up": true' .raynest/chains/alibaba/*/wanted.json; then \
 	  echo "A chain on Alibaba Cloud is up: run raynest down first."; exit 1; fi
-	if test -x $(BIN)/raynest; then RAYNEST_HOME=$(CURDIR)/.raynest $(BIN)/raynest sandbox stop; fi
+	if test -x $(BIN)/raynest; then $(BIN)/raynest sandbox stop; fi
 	rm -rf $(CURDIR)/.raynest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,7 +1,9 @@
 """Dagster's own state: where it is kept, and runs whose process is gone."""
 
 import os
+import re
 import socket
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 PID_TAG = "raynest/pid"
 """On every run that executes raynest's steps: nobody else notices when its process dies."""
+_TAG = re.compile(r"(?P<machine>.+):(?P<pid>\d+):(?P<began>\d+(\.\d+)?)", re.ASCII)
+# Start times are recorded in hundredths of a second.
+_SAME_TIME_S = 0.05
 
 
 def packaged(name: str) -> Path:
@@ -50,25 +55,56 @@ def prepare_dagster_home(settings: Settings) -> Path:
     return home
 
 
-def pid_tag() -> dict[str, str]:
-    """The tag of a run that executes in this process: host, pid, and when the process began."""
-    process = psutil.Process()
-    return {PID_TAG: f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"}
+def pid_tag(pid: int | None = None) -> dict[str, str]:
+    """The tag of a run that executes in this process, or in another of this machine.
+
+    Its parts are the machine, the pid, and when the process began (seconds, as `_start_of`).
+    """
+    pid = os.getpid() if pid is None else pid
+    return {PID_TAG: f"{_machine()}:{pid}:{_start_of(pid):.2f}"}
 
 
 def is_dead(tags: Mapping[str, str]) -> bool:
-    """Whether a run carries the tag of a process of this host that has ended."""
-    host, _, rest = tags.get(PID_TAG, "").rpartition(":")[0].rpartition(":")
-    began = tags.get(PID_TAG, "").rpartition(":")[2]
-    if host != socket.gethostname() or not rest.isdigit() or not began.isdigit():
+    """Whether a run carries the tag of a process of this machine that has ended."""
+    found = _TAG.fullmatch(tags.get(PID_TAG, ""))
+    if found is None or found["machine"] != _machine():
         return False
     try:
         # A pid is used again; a process with the same pid that began at another time is another one.
-        return abs(psutil.Process(int(rest)).create_time() - int(began)) > 1.5
+        return abs(_start_of(int(found["pid"])) - float(found["began"])) >= _SAME_TIME_S
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:
         return False
+
+
+def _machine() -> str:
+    """This machine, by the hardware address of its network: a Mac's host name changes with the network."""
+    node = uuid.getnode()
+    # Without any network card it is a new random number in each process, told by its multicast bit.
+    return socket.gethostname() if node >> 40 & 1 else f"{node:012x}"
+
+
+def _start_of(pid: int) -> float:
+    """When a process began, in seconds; whether the clock is set meanwhile makes no difference.
+
+    Since the machine was booted on Linux, where psutil's create_time() is the kernel's ticks since boot plus
+    the boot time, which moves whenever the clock is set (time service, a resumed machine). Since 1970
+    elsewhere. Raises psutil.Error when it is gone. (The sandbox, which stands alone, has its own.)
+    """
+    if not psutil.LINUX:
+        # psutil 7.1 and later shift create_time() on a Mac by how far the clock was set since psutil was
+        # imported, which differs from observer to observer; its identity holds what the kernel recorded.
+        process = psutil.Process(pid)
+        recorded: float | None = getattr(process, "_ident", (pid, None))[1]
+        return process.create_time() if recorded is None else recorded
+    while True:
+        boot = psutil.boot_time()
+        # A Process remembers its first answer, and with it the boot time of that moment: ask a new one.
+        since_boot = psutil.Process(pid).create_time() - boot
+        # The clock may be set between the two readings.
+        if psutil.boot_time() == boot:
+            return since_boot
 
 
 def end_dead_runs(instance: "dg.DagsterInstance") -> int:

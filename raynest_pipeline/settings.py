@@ -167,11 +167,21 @@ def _check_file(file: Path) -> None:
         raise SettingsError(f"{file} must hold keys and values, not a {type(document).__name__}.")
 
 
+_MAY_BE_SECRET = (
+    "alibaba.access_key_secret",
+    "alibaba.security_token",
+    "ray_service.env",
+    "ray_service.pip_index_url",
+    "endpoint.url",
+)
+"""Keys whose values are not shown: secrets, and what people put tokens into."""
+
+
 def _problem(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "settings"
     value = error.get("input")
-    secret = any(word in key for word in ("access_key_secret", "security_token"))
-    shown = "" if secret or isinstance(value, (dict, BaseModel)) else f" (it is {value!r})"
+    secret = key.startswith(_MAY_BE_SECRET)
+    shown = "" if secret or isinstance(value, (dict, list, BaseModel)) else f" (it is {value!r})"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         message, shown = "there is no such setting", ""

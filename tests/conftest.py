@@ -1,6 +1,7 @@
 """What every test needs: no stray credentials, proxies or settings; a real cluster only when one is given."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,9 @@ for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "DAGSTER_
     os.environ.pop(name, None)
 for name in [name for name in os.environ if name.startswith("RAYNEST_")]:
     os.environ.pop(name)
+
+# In the background of a shell SIGINT is ignored, and that is inherited: then no test could be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

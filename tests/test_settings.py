@@ -131,6 +131,23 @@ class TestFileErrors:
         assert error.exit_code == 2
 
 
+class TestSecretsInErrors:
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("ray_service.env", ["HF_TOKEN=s3cr3t"]),
+            ("ray_service.env", "HF_TOKEN=s3cr3t"),
+            ("ray_service.pip_index_url", {"user": "s3cr3t"}),
+        ],
+    )
+    def test_what_people_put_tokens_into_is_not_shown(self, key: str, value: object) -> None:
+        section, name = key.split(".")
+        with pytest.raises(SettingsError) as caught:
+            load_settings(**{section: {name: value}})
+        assert key in str(caught.value)
+        assert "s3cr3t" not in str(caught.value)
+
+
 class TestRules:
     @pytest.mark.parametrize(
         ("key", "value", "words"),

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,11 +19,17 @@ from raynest_pipeline.chain.parameters import owner_tags
 from raynest_pipeline.chain.preflight import Report, run_preflight
 from raynest_pipeline.chain.public_ip import PublicIpLink
 from raynest_pipeline.chain.ray_service import RayServiceLink
+from raynest_pipeline.chain.taken_up import ray_token
 from raynest_pipeline.errors import AccessError, RaynestError, RefusedError
+from raynest_pipeline.kube.client import RAY_SERVICE
+from raynest_pipeline.kube.rayservice import serve
 from raynest_pipeline.settings import Profile, Settings
 from raynest_pipeline.waiting import Clock, Deadline, SystemClock
 
 T = TypeVar("T")
+
+_CLOCK_SLACK = timedelta(minutes=1)
+"""A credential may have expired by the server's clock and not yet by ours."""
 
 _GOES_WITH_CLUSTER = {RayServiceLink.name: 180.0, PublicIpLink.name: 600.0}
 """Links that a teardown doesn't insist on while the cluster stands and costs, and how long it tries (s)."""
@@ -187,14 +193,18 @@ class Chain:
                 try:
                     return work(route)
                 except AccessError:
-                    if expires is None or expires > self.clock.now():
+                    if expires is None or expires > self.clock.now() + _CLOCK_SLACK:
                         raise
 
     @contextmanager
     def dashboard(self) -> Iterator[Route]:
-        """The road to the Ray dashboard."""
+        """The road to the Ray dashboard, with Ray's own token where it wants one."""
         with self.kube() as client:
-            yield self.endpoints.dashboard(client, self.ray_service.namespace, self.ray_service.service_name)
+            namespace, name = self.ray_service.namespace, self.ray_service.service_name
+            route = self.endpoints.dashboard(client, namespace, name)
+            token = ray_token(client, client.get(RAY_SERVICE, name, namespace) or {})
+            headers = {serve.RAY_TOKEN_HEADER: f"Bearer {token}"} if token else {}
+            yield replace(route, target=route.target.with_headers(headers))
 
     # -- intent and exclusion --------------------------------------------------------------------
 

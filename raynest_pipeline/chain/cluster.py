@@ -17,7 +17,18 @@ from raynest_pipeline.alibaba.computenest import (
 )
 from raynest_pipeline.chain.instances import KEY, Found, Instances
 from raynest_pipeline.chain.journal import Journal
-from raynest_pipeline.chain.link import UNSEEN, Change, Fact, Facts, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.link import (
+    REUSED,
+    UNSEEN,
+    Change,
+    Fact,
+    Facts,
+    Observation,
+    OnStep,
+    State,
+    Step,
+    silent,
+)
 from raynest_pipeline.chain.parameters import drift
 from raynest_pipeline.chain.preflight import run_preflight
 from raynest_pipeline.chain.purchase import ClusterPurchase, price_text
@@ -157,6 +168,7 @@ class ClusterLink:
         """See `Link`. Without `may_buy` it adopts and waits, but raises RefusedError instead of buying."""
         seen = self._judge(self.find())
         if seen.state is State.READY:
+            on_step(Step(self.name, REUSED))
             return seen
         if seen.state is State.BROKEN:
             seen = self._clear_broken(seen, deadline, on_step, may_buy=may_buy)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from raynest_pipeline.alibaba.cloud import Cloud
 from raynest_pipeline.chain.intent import state_dir
-from raynest_pipeline.chain.link import UNSEEN, Change, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.link import REUSED, UNSEEN, Change, Observation, OnStep, State, Step, silent
 from raynest_pipeline.chain.public_ip import PublicIpLink
 from raynest_pipeline.errors import InputError, NotReadyError, RefusedError, RemoteError
 from raynest_pipeline.files import private_dir, write_atomic
@@ -101,6 +101,7 @@ class KubeconfigLink:
     def ensure(self, deadline: Deadline, on_step: OnStep = silent) -> Observation:
         seen = self.observe()
         if seen.ready and not self._due():
+            on_step(Step(self.name, REUSED))
             return seen
         self._fetch(deadline, on_step)
 

@@ -44,6 +44,8 @@ class Observation:
         return self.state is State.READY
 
 
+REUSED = "is ready: reused"
+"""The step of a link that had nothing to do."""
 UNSEEN = "unknown"
 """The action of a link that could not be looked at, and so not planned."""
 

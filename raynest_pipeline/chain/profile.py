@@ -60,7 +60,7 @@ def with_sandbox(settings: Settings, *, start: bool) -> Settings:
         raise NotReadyError("The sandbox does not start.", why=str(error)) from None
     if info is None:
         raise NotReadyError(
-            "The sandbox is not running.", fix="Start it with `raynest sandbox start`, or run `raynest up`."
+            "The sandbox is not running.", fix="Run `raynest up`: it starts the sandbox, and the chain in it."
         )
     alibaba: dict[str, Any] = {
         **settings.alibaba.model_dump(),

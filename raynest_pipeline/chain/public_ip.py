@@ -13,7 +13,18 @@ from raynest_pipeline.alibaba.cs import Cluster
 from raynest_pipeline.alibaba.vpc import Egress, Eip
 from raynest_pipeline.chain.cluster import TERMINAL_STATES, ClusterLink
 from raynest_pipeline.chain.journal import Journal
-from raynest_pipeline.chain.link import UNSEEN, Change, Fact, Facts, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.link import (
+    REUSED,
+    UNSEEN,
+    Change,
+    Fact,
+    Facts,
+    Observation,
+    OnStep,
+    State,
+    Step,
+    silent,
+)
 from raynest_pipeline.chain.parameters import address_tags
 from raynest_pipeline.chain.purchase import nothing_was_sold, was_sold_before
 from raynest_pipeline.errors import NotReadyError, RefusedError, RemoteError
@@ -149,6 +160,8 @@ class PublicIpLink:
         return [bind, *_plan_spares(seen)] if "eip_id" in seen.facts else [allocate, bind]
 
     def ensure(self, deadline: Deadline, on_step: OnStep = silent) -> Observation:
+        at_once = self.observe().ready
+
         def probe() -> Done[Observation] | Waiting:
             found = self.find()
             seen = self._judge(found)
@@ -158,10 +171,12 @@ class PublicIpLink:
                     fix="Materialize `cluster` first (`raynest up`).",
                 )
             if seen.ready:
+                if at_once:
+                    on_step(Step(self.name, REUSED))
                 return Done(self._judge(found, self.egress()))
             if seen.state is State.PENDING:
                 return Waiting(seen.cause)
-            return self._advance(found.cluster, found.addresses, deadline, on_step)
+            return self._advance(found, deadline, on_step)
 
         seen = wait_for(
             probe,
@@ -173,13 +188,13 @@ class PublicIpLink:
         self._release_spares(self.find(), deadline, on_step)
         return seen
 
-    def _advance(
-        self, cluster: Cluster, addresses: tuple[Eip, ...], deadline: Deadline, on_step: OnStep
-    ) -> Waiting:
+    def _advance(self, found: Found, deadline: Deadline, on_step: OnStep) -> Waiting:
         """One step towards a bound address."""
+        cluster = found.cluster
+        assert cluster is not None, "the caller has looked"
         if cluster.state != "running":
             return Waiting(f"the cluster is {cluster.state}")
-        usable = next((eip for eip in addresses if eip.status == "Available"), None)
+        usable = next((eip for eip in found.addresses if eip.status == "Available"), None)
         if usable is None:
             usable = self._allocate(on_step)
         if usable is None:
@@ -374,15 +389,12 @@ class PublicIpLink:
             on_progress=lambda w: on_step(Step(self.name, w.cause)),
             fix="It still costs money. Run `raynest down` again, or release it in the VPC console.",
         )
-        intent = self._journal.read(self.name)
-        if intent is not None and intent.remote_id == eip.id:
+        if (intent := self._journal.read(self.name)) is not None and intent.remote_id == eip.id:
             self._journal.end(self.name)
 
 
 def _plan_spares(seen: Observation) -> list[Change]:
-    spares = seen.facts.get("also_paid")
+    facts = seen.facts.get("also_paid")
+    spares = facts if isinstance(facts, tuple) else ()
     why = "nothing needs it; `raynest up` releases it when it is free"
-    return [
-        Change(PublicIpLink.name, "none", f"also paid: {spare}", why)
-        for spare in (spares if isinstance(spares, tuple) else ())
-    ]
+    return [Change(PublicIpLink.name, "none", f"also paid: {spare}", why) for spare in spares]

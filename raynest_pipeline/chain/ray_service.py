@@ -11,7 +11,7 @@ from raynest_pipeline.chain.deletion import applied_with, delete, described
 from raynest_pipeline.chain.desired import HASH_ANNOTATION, Desired, is_ours
 from raynest_pipeline.chain.endpoint import EndpointFinder
 from raynest_pipeline.chain.kubeconfig import KubeAccess
-from raynest_pipeline.chain.link import UNSEEN, Change, Observation, OnStep, State, Step, silent
+from raynest_pipeline.chain.link import REUSED, UNSEEN, Change, Observation, OnStep, State, Step, silent
 from raynest_pipeline.chain.serving import LINK, first_image, judge
 from raynest_pipeline.chain.taken_up import Applied, nothing_applied
 from raynest_pipeline.errors import (
@@ -239,9 +239,8 @@ class RayServiceLink:
         """Follow the watch until the service is ready; give up early when waiting cannot help."""
         clock = deadline.clock
         cause = "not looked at yet"
-        for event in client.watch(
-            RAY_SERVICE, self.namespace, self.service_name, deadline=deadline, tick=2.0
-        ):
+        events = client.watch(RAY_SERVICE, self.namespace, self.service_name, deadline=deadline, tick=2.0)
+        for number, event in enumerate(events):
             if event.type == "DELETED" or event.object is None:
                 raise NotReadyError(
                     f"The RayService {self.service_name} was deleted while raynest waited for it."
@@ -256,6 +255,8 @@ class RayServiceLink:
                 continue
             applied.saw(event.object, pending=seen.state is State.PENDING)
             if seen.ready and (seen.facts["confirmed"] or applied.believes_ready(clock.monotonic())):
+                if number == 0 and not applied.anything:
+                    on_step(Step(self.name, REUSED))
                 return seen
             cause = seen.cause or "the change has not been taken up yet"
             if seen.state is State.BROKEN and applied.believes_failure(clock.monotonic()):

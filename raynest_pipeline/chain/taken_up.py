@@ -82,6 +82,7 @@ class Applied:
 
     def __init__(self, before: Mapping[str, Any] | None, now: float) -> None:
         """`before`: the RayService before the apply, if there was one. `now`: on the monotonic clock."""
+        self.anything = True
         self._cluster = status.parse(before or {}).active.name
         self._restless = before is None
         self._believe_at = now + STALE_SECONDS
@@ -107,4 +108,6 @@ class Applied:
 
 def nothing_applied() -> Applied:
     """For a wait without an apply: everything seen is believed."""
-    return Applied(None, -STALE_SECONDS)
+    nothing = Applied(None, -STALE_SECONDS)
+    nothing.anything = False
+    return nothing

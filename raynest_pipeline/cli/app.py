@@ -1,5 +1,6 @@
 """The commands."""
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -56,6 +57,21 @@ def main() -> None:
     if code == INTERRUPTED:
         console.print("Interrupted. Run the same command again: it goes on from here.")
     sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("raynest"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -141,7 +157,8 @@ def imagine(
     )
     image = draw(load_settings(), wanted, output)
     model = f" by {image.model}" if image.model else ""
-    out.print(f"{output} {image.width}x{image.height} seed {image.seed or wanted.seed}{model}")
+    used = wanted.seed if image.seed is None else image.seed
+    out.print(f"{output} {image.width}x{image.height} seed {used}{model}")
 
 
 @app.command()

@@ -7,21 +7,27 @@ from rich.console import Console
 
 from raynest_pipeline.cli.view import View, times_table
 from raynest_pipeline.dagster_home import packaged
-from raynest_pipeline.errors import BatchError
+from raynest_pipeline.errors import BatchError, RefusedError
 from raynest_pipeline.images.batch import Outcome
-from raynest_pipeline.settings import Settings
+from raynest_pipeline.settings import Profile, Settings
 
 
 def run_demo(settings: Settings, prompts: Path | None, out_dir: Path | None, out: Console) -> None:
     """Provision, generate, verify, and tell.
 
     Raises:
+        RefusedError: The profile is a cloud account's.
         RaynestError: Whatever stopped it; an image that is missing or damaged is a `BatchError`.
     """
     from raynest_pipeline.cli.app import run_generate
     from raynest_pipeline.cli.jobs import run_job
     from raynest_pipeline.defs.chain.jobs import PROVISION
 
+    if settings.profile is Profile.ALIBABA:
+        raise RefusedError(
+            "`raynest demo` does not run in a cloud account: it would buy a cluster without asking.",
+            fix="For that there are `raynest plan`, `up` and `generate`; for the demo unset `profile`.",
+        )
     started = time.monotonic()
     view = View()
     run_job(settings, PROVISION, view)

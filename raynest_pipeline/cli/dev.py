@@ -24,13 +24,16 @@ def run_dev(settings: Settings, port: int) -> int:
         StorageError: The port is taken.
     """
     if not _installed("dagster_webserver"):
-        raise SettingsError("The Dagster UI is not installed.", fix="pip install 'raynest[local]'")
+        raise SettingsError(
+            "The Dagster UI is not installed.",
+            fix="In the checkout: make install   (or: pip install -e '.[local]')",
+        )
     _require_free(port)
     home = prepare_dagster_home(settings)
     environment = {
         **os.environ,
         "DAGSTER_HOME": str(home),
-        # The children run in other folders; the settings' own relative paths are meant from here.
+        # Whatever folder a child runs in, it is this home.
         "RAYNEST_HOME": str(settings.home_dir),
     }
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(packaged("workspace.yaml"))]

@@ -28,7 +28,8 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Everything that can be looked at from here. Contacts nothing but the cloud's "who am I"."""
+    """Everything that can be looked at from here. Reads only, and at most: who am I in the cloud, is there
+    KubeRay on the given cluster, does the sandbox run."""
     findings = [_python(), _dagster_family()]
     try:
         settings = load_settings()
@@ -102,7 +103,7 @@ def _local_extra(_: Settings) -> Finding:
         "sandbox packages",
         not missing,
         ", ".join(missing) + " missing" if missing else "installed",
-        "pip install 'raynest[local]'",
+        "In the checkout: make install   (or: pip install -e '.[local]')",
     )
 
 

@@ -122,12 +122,13 @@ def links_table(report: StatusReport) -> Table:
 
 def times_table(links: Sequence[Observation]) -> Table:
     """The links with their times, at the end of a run."""
-    table = Table("link", "state", "seconds", "id", box=None, pad_edge=False)
-    keys = ("instance_id", "ip", "path", "ray_cluster", "price")
+    table = Table("link", "state", "seconds", "", "id", box=None, pad_edge=False)
+    keys = ("instance_id", "ip", "path", "ray_cluster")
     for seen in links:
         known = next((str(seen.facts[key]) for key in keys if seen.facts.get(key)), "")
+        reused = "reused" if seen.facts.get("reused") else ""
         seconds = f"{float(str(seen.facts.get('seconds', 0))):.1f}"
-        table.add_row(seen.link, f"[{COLOURS[seen.state]}]{seen.state}[/]", seconds, Text(known))
+        table.add_row(seen.link, f"[{COLOURS[seen.state]}]{seen.state}[/]", seconds, reused, Text(known))
     return table
 
 

@@ -73,6 +73,9 @@ class Admin:
         return authorize
 
     async def _health(self, request: web.Request) -> web.Response:
+        if self._stopping.is_set():
+            # It still answers while it closes, but whoever asks wants one that stays.
+            return web.Response(status=503, text="stopping")
         return web.json_response({"pid": os.getpid(), "version": VERSION})
 
     async def _list_faults(self, request: web.Request) -> web.Response:

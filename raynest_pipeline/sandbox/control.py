@@ -80,7 +80,10 @@ class SandboxOptions:
 
 @dataclass(frozen=True)
 class SandboxInfo:
-    """A running sandbox: where it listens and the access key it accepts."""
+    """A running sandbox: where it listens and the access key it accepts.
+
+    create_time: when its process was created, as `orphans.start_of` has it.
+    """
 
     pid: int
     cloud_endpoint: str
@@ -205,6 +208,8 @@ def processes(state_dir: Path) -> list[dict[str, Any]]:
 
 
 def _spawn(state_dir: Path, options: SandboxOptions) -> subprocess.Popen[bytes]:
+    from raynest_pipeline.sandbox import orphans
+
     command = [sys.executable, "-m", "raynest_pipeline.sandbox", "serve"]
     command += ["--state", str(state_dir), "--options", options.to_json()]
     # -m finds the package through the working folder, whether or not raynest is installed.
@@ -216,6 +221,8 @@ def _spawn(state_dir: Path, options: SandboxOptions) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             cwd=package_parent,
+            # What others see of a process's environment is what it was started with.
+            env={**os.environ, orphans.MARK_VARIABLE: orphans.mark_of(state_dir)},
             start_new_session=True,
         )
     _children[child.pid] = child

@@ -1,8 +1,8 @@
 """Find and end the processes that a sandbox started, and never any other.
 
-A process is the sandbox's when its id AND creation time are those that were recorded, or when the mark of
-this state folder is in its environment: every process that a sandbox starts inherits the mark, so that one
-started a moment before a kill -9 is found too.
+A process is the sandbox's when its id AND creation time (see `start_of`) are those that were recorded, or
+when the mark of this state folder is in its environment: the sandbox is started with the mark, and every
+process that it starts inherits it, so that one started a moment before a kill -9 is found too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,28 @@ _ROUNDS = 20
 _ROUND_S = 0.5
 
 
+def start_of(pid: int) -> float:
+    """When a process was created, in seconds; whether the clock is set meanwhile makes no difference.
+
+    Since the machine was booted on Linux, where psutil's create_time() is the kernel's ticks since boot plus
+    the boot time, which moves whenever the clock is set (time service, a resumed machine). Since 1970
+    elsewhere. Only for comparing with another answer of this function. Raises psutil.Error when it is gone.
+    """
+    if not psutil.LINUX:
+        # psutil 7.1 and later shift create_time() on a Mac by how far the clock was set since psutil was
+        # imported, which differs from observer to observer; its identity holds what the kernel recorded.
+        process = psutil.Process(pid)
+        recorded: float | None = getattr(process, "_ident", (pid, None))[1]
+        return process.create_time() if recorded is None else recorded
+    while True:
+        boot = psutil.boot_time()
+        # A Process remembers its first answer, and with it the boot time of that moment: ask a new one.
+        since_boot = psutil.Process(pid).create_time() - boot
+        # The clock may be set between the two readings.
+        if psutil.boot_time() == boot:
+            return since_boot
+
+
 def mark_of(state_dir: Path) -> str:
     """The mark of a state folder's processes, made when it is first asked for."""
     path = state_dir / PROCESSES_FILE
@@ -47,18 +69,18 @@ def describe_all(pids: Iterable[int]) -> list[dict[str, Any]]:
 
 
 def describe(pid: int) -> dict[str, Any] | None:
-    """pid, create_time and name of a live process, or None."""
+    """pid, create_time (as `start_of`) and name of a live process, or None."""
     process = _find(pid)
     try:
         if process is None:
             return None
-        return {"pid": pid, "create_time": process.create_time(), "name": process.name()}
+        return {"pid": pid, "create_time": start_of(pid), "name": process.name()}
     except psutil.Error:
         return None
 
 
 def is_alive(pid: int, create_time: float) -> bool:
-    """Whether the process that was created at that time is still running under this id."""
+    """Whether the process that was created at that time (of `start_of`) is still running under this id."""
     return _find(pid, create_time) is not None
 
 
@@ -112,7 +134,7 @@ def _find(pid: int, create_time: float | None = None) -> psutil.Process | None:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        if create_time is not None and abs(process.create_time() - create_time) >= _SAME_TIME_S:
+        if create_time is not None and abs(start_of(pid) - create_time) >= _SAME_TIME_S:
             return None
         return process
     except psutil.Error:

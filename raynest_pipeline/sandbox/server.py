@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 from aiohttp import web
 
 from raynest_pipeline.sandbox import VERSION, orphans
@@ -94,8 +93,10 @@ class Server:
                 await runner.cleanup()
             await self.clusters.close_all()
             self._save()
-            (self._state_dir / INFO_FILE).unlink(missing_ok=True)
+            # The file goes last: while it is there, a new start waits, and the sweep can't take the next
+            # sandbox, which carries the same mark, for something left of this one.
             orphans.sweep(self._state_dir)
+            (self._state_dir / INFO_FILE).unlink(missing_ok=True)
             logger.info("the sandbox has stopped")
 
     def processes(self) -> list[dict[str, Any]]:
@@ -167,7 +168,7 @@ class Server:
     def _publish(self) -> None:
         info = {
             "pid": os.getpid(),
-            "create_time": psutil.Process().create_time(),
+            "create_time": orphans.start_of(os.getpid()),
             "cloud_endpoint": f"127.0.0.1:{self._ports['cloud']}",
             "admin_url": f"http://127.0.0.1:{self._ports['admin']}",
             "admin_token": self._admin_token,

@@ -191,7 +191,7 @@ class TestSandboxProfile:
     def test_one_that_must_not_be_started_is_told(self, control: _Control) -> None:
         with pytest.raises(NotReadyError, match="not running") as caught:
             open_chain(Settings(), start_sandbox=False)
-        assert "raynest sandbox start" in caught.value.fix
+        assert "raynest up" in caught.value.fix
 
     def test_one_that_does_not_start_is_told(self, control: _Control) -> None:
         control.broken = True

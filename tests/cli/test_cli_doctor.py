@@ -68,7 +68,7 @@ class TestDoctor:
     def test_missing_packages_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "torch" else 1)
         found = finding("sandbox packages")
-        assert found.ok is False and found.found == "torch missing" and "raynest[local]" in found.fix
+        assert found.ok is False and found.found == "torch missing" and "make install" in found.fix
 
     @pytest.mark.parametrize(
         ("versions", "ok"),

@@ -5,6 +5,7 @@ import signal
 import socket
 import stat
 import subprocess
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from raynest_pipeline.dagster_home import (
 from raynest_pipeline.errors import BatchError, NotReadyError, RaynestError, RefusedError, SettingsError
 from raynest_pipeline.images.client import Image
 from raynest_pipeline.images.prompt_file import open_prompts
-from raynest_pipeline.settings import Settings, load_settings
+from raynest_pipeline.settings import Profile, Settings, load_settings
 
 Raynest = Callable[..., Any]
 
@@ -97,15 +98,16 @@ class TestDagsterHome:
 def ended_tag() -> dict[str, str]:
     """The tag of a process that has ended."""
     ended = subprocess.Popen(["true"])
-    began = psutil.Process(ended.pid).create_time()
+    tag = pid_tag(ended.pid)
     ended.wait()
-    return {PID_TAG: f"{socket.gethostname()}:{ended.pid}:{began:.0f}"}
+    return tag
 
 
 class TestDeadRuns:
-    @pytest.mark.parametrize("tag", ["", "x", "1", "host:x:1", f"{socket.gethostname()}:1:x"])
+    @pytest.mark.parametrize("tag", ["", "x", "1", "host:x:1", "{machine}:x:1", "{machine}:1:x"])
     def test_what_is_no_tag_of_ours_is_not_dead(self, tag: str) -> None:
-        assert is_dead({PID_TAG: tag}) is False
+        machine = pid_tag()[PID_TAG].rsplit(":", 2)[0]
+        assert is_dead({PID_TAG: tag.format(machine=machine)}) is False
         assert is_dead({}) is False
 
     def test_a_process_that_ended_is_dead_and_a_living_one_is_not(self) -> None:
@@ -114,7 +116,37 @@ class TestDeadRuns:
 
     def test_a_pid_that_is_used_again_is_another_process(self) -> None:
         host, pid, began = pid_tag()[PID_TAG].rsplit(":", 2)
-        assert is_dead({PID_TAG: f"{host}:{pid}:{int(began) - 100}"})
+        assert is_dead({PID_TAG: f"{host}:{pid}:{float(began) + 100:.2f}"})
+
+    @pytest.mark.skipif(not psutil.LINUX, reason="creation times move with the clock on Linux only")
+    @pytest.mark.parametrize("seconds", [2, -2])
+    def test_a_living_process_is_not_dead_when_the_clock_is_set(
+        self, monkeypatch: pytest.MonkeyPatch, seconds: float
+    ) -> None:
+        tag, gone = pid_tag(), ended_tag()
+        boot_time, create_time = psutil.boot_time, psutil.Process.create_time
+        monkeypatch.setattr(psutil, "boot_time", lambda: boot_time() + seconds)
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + seconds)
+        assert not is_dead(tag)
+        assert pid_tag() == tag
+        assert is_dead(gone)
+
+    def test_the_machine_is_known_though_its_name_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tag = ended_tag()
+        monkeypatch.setattr(uuid, "getnode", lambda: 0x0242AC110002)
+        assert not is_dead(tag), "another machine's"
+        tag = ended_tag()
+        monkeypatch.setattr(socket, "gethostname", lambda: "renamed.local")
+        assert is_dead(tag)
+
+    def test_a_machine_without_a_network_card_is_known_by_its_name(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        numbers = iter([0x0100_0000_0001, 0xFF00_0000_0002, 0x0100_0000_0003])
+        monkeypatch.setattr(uuid, "getnode", lambda: next(numbers))
+        tag = ended_tag()
+        assert tag[PID_TAG].startswith(f"{socket.gethostname()}:")
+        assert is_dead(tag)
 
     def test_a_process_of_another_host_cannot_be_judged(self) -> None:
         _, pid, began = ended_tag()[PID_TAG].rsplit(":", 2)
@@ -235,6 +267,11 @@ class TestDemo:
         with pytest.raises(BatchError):
             require_complete(outcome)
 
+    def test_it_never_runs_in_a_cloud_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RAYNEST_PROFILE", "alibaba")
+        with pytest.raises(RefusedError, match="would buy a cluster"):
+            run_demo(load_settings(), None, None, Console())
+
     @pytest.mark.usefixtures("opened")
     def test_it_tells_times_folder_sheet_and_what_is_next(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -246,7 +283,8 @@ class TestDemo:
             return self.outcome(tmp_path, {"a", "b"})
 
         monkeypatch.setattr("raynest_pipeline.cli.app.run_generate", generate)
-        run_demo(load_settings(), None, None, Console(width=200))
+        chosen = load_settings().model_copy(update={"profile": Profile.SANDBOX})
+        run_demo(chosen, None, None, Console(width=200))
         text = capsys.readouterr().out
         for word in (
             "ray_service",

@@ -103,7 +103,7 @@ class TestDev:
         monkeypatch.setattr(dev, "_installed", lambda _: False)
         with pytest.raises(SettingsError) as caught:
             dev.run_dev(settings, 3000)
-        assert "raynest[local]" in caught.value.fix
+        assert "make install" in caught.value.fix
 
 
 @pytest.mark.usefixtures("opened", "up")

@@ -1,7 +1,6 @@
 """The cluster_health sensor over a chain in memory: what it records, asks for, and leaves alone."""
 
 import json
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from dagster._core.remote_origin import (
 from raynest_pipeline.chain.chain import Chain
 from raynest_pipeline.chain.link import Observation, State
 from raynest_pipeline.chain.repair import History
+from raynest_pipeline.dagster_home import pid_tag
 from raynest_pipeline.defs.chain.sensors import IN_FLIGHT, build_cluster_health_sensor, evaluations
 from raynest_pipeline.defs.resources import RaynestResource
 from raynest_pipeline.errors import AccessError, NotReadyError
@@ -182,12 +182,9 @@ class TestRunsInFlight:
     ) -> None:
         import subprocess
 
-        import psutil
-
         ended = subprocess.Popen(["true"])
-        began = psutil.Process(ended.pid).create_time()
+        tags = {"raynest/changes": "chain", **pid_tag(ended.pid)}
         ended.wait()
-        tags = {"raynest/changes": "chain", "raynest/pid": f"{socket.gethostname()}:{ended.pid}:{began:.0f}"}
         run = instance.add_run(_run(dg.DagsterRunStatus.STARTED, tags))
         assert len(tick(suspect()).run_requests or []) == 1
         # It is on record as ended, too: else Dagster's own queue would hold its place for ever.

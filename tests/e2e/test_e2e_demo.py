@@ -10,10 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -55,6 +57,78 @@ def raynest(folder: Path, *args: str, code: int = 0) -> str:
 def status(folder: Path, *, code: int = 0) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(raynest(folder, "status", "--json", code=code))
     return document
+
+
+HEAL = """
+import dagster as dg
+from raynest_pipeline.dagster_home import prepare_dagster_home
+from raynest_pipeline.settings import load_settings
+prepare_dagster_home(load_settings())
+from raynest_pipeline.definitions import defs
+sensor, cursor = defs.resolve_sensor_def("cluster_health"), None
+with dg.DagsterInstance.get() as instance:
+    while True:
+        context = dg.build_sensor_context(
+            instance=instance, cursor=cursor, sensor_name="cluster_health",
+            repository_def=defs.get_repository_def(), resources=defs.resources,
+        )
+        tick = sensor.evaluate_tick(context)
+        cursor = tick.cursor
+        for event in tick.asset_events:
+            instance.report_runless_asset_event(event)
+        for request in tick.run_requests:
+            print("repair")
+            done = defs.resolve_job_def("redeploy").execute_in_process(
+                instance=instance, tags=request.tags, asset_selection=request.asset_selection,
+            )
+            print("success" if done.success else "failure")
+        if not tick.run_requests:
+            verdict = tick.skip_message.partition(":")[0]
+            print(verdict)
+            if verdict not in ("suspect", "waiting"):
+                break
+"""
+"""What the daemon does with the sensor, until it has nothing more to say."""
+
+CHECKS = """
+import dagster as dg
+from raynest_pipeline.dagster_home import prepare_dagster_home
+from raynest_pipeline.settings import load_settings
+prepare_dagster_home(load_settings())
+key = dg.AssetCheckKey(dg.AssetKey("ray_service"), "healthy")
+with dg.DagsterInstance.get() as instance:
+    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=50):
+        event = record.event.dagster_event
+        if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            print("passed" if event.asset_check_evaluation_data.passed else "failed")
+"""
+"""The history of ray_service's check, newest first, as the UI shows it."""
+
+
+def raynest_python(folder: Path, script: str) -> str:
+    """Run a script with raynest's settings in a process of its own; its stdout."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def status_of_service(folder: Path) -> str:
+    done = subprocess.run(
+        command("status", "--json"),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    return str(json.loads(done.stdout)["links"][-1]["state"])
 
 
 def purchases(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -148,7 +222,22 @@ def test_6_a_bad_prompt_file_is_refused_before_anything_is_sent(folder: Path) ->
     assert "line 3, column prompt" in done.stderr
 
 
-def test_7_a_cluster_that_someone_has_runs_the_rest_unchanged(
+def test_7_the_sensor_alone_brings_a_failed_application_back(folder: Path) -> None:
+    """The sensor's ticks and the run that it asks for, as the daemon would evaluate them."""
+    raynest(folder, "sandbox", "fault", "deploy_failed", "message=the weights are gone")
+    deadline = time.monotonic() + 120
+    while status_of_service(folder) != "broken":
+        assert time.monotonic() < deadline, "the fault never struck"
+    said = raynest_python(folder, HEAL)
+    verdicts = said.split()
+    assert verdicts[-3:] == ["repair", "success", "healthy"], verdicts
+    assert "suspect" in verdicts
+    assert status(folder)["ready"] is True
+    history = raynest_python(folder, CHECKS).split()
+    assert history[0] == "passed" and "failed" in history, "the asset's health shows both"
+
+
+def test_8_a_cluster_that_someone_has_runs_the_rest_unchanged(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = raynest(folder, "kubeconfig").strip()
@@ -164,13 +253,13 @@ def test_7_a_cluster_that_someone_has_runs_the_rest_unchanged(
     assert list((folder / "other" / "images" / "mine" / "images").glob("*.png"))
 
 
-def test_8_down_leaves_nothing_bought_and_no_process(folder: Path) -> None:
+def test_9_down_leaves_nothing_bought_and_no_process(folder: Path) -> None:
     pids = [process["pid"] for process in control.processes(folder / ".raynest" / "sandbox")]
     info = control.status(folder / ".raynest" / "sandbox")
     assert info is not None
     out = raynest(folder, "down", "--yes")
     assert "Audit: nothing is left." in out
-    assert [pid for pid in (*pids, info.pid) if Path(f"/proc/{pid}").exists()] == []
+    assert [pid for pid in (*pids, info.pid) if psutil.pid_exists(pid)] == []
     report = json.loads(raynest(folder, "sandbox", "status", "--json", code=5))
     assert report == {"running": False}
     world = control.start(folder / ".raynest" / "sandbox")

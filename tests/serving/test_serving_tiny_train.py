@@ -1,6 +1,7 @@
 """The training program in miniature: each stage runs, resumes where it was cut, exports a loadable model."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ from raynest_pipeline.serving.tinymodel.train_unet import UNetTrainer
 from raynest_pipeline.serving.tinymodel.train_vae import standardize, to_tensor
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For so little work, threads that wait for each other on a busy machine take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained for next to nothing."""
@@ -37,7 +47,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def miniature_run(out: Path) -> None:
     steps = ["--text-steps", "1", "--vae-steps", "1", "--decoder-steps", "1", "--steps", "2"]
     sizes = ["--images", "64", "--vocabulary", "small", "--checkpoint-every", "1"]
-    training.main(["--out", str(out), *steps, *sizes])
+    training.main(["--out", str(out), "--threads", "1", *steps, *sizes])
 
 
 def test_the_export_is_a_model_folder_like_any_other(miniature: Path) -> None:

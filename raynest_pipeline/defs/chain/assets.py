@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from raynest_pipeline.chain.chain import Chain
-from raynest_pipeline.chain.link import Fact, Observation, State
+from raynest_pipeline.chain.link import REUSED, Fact, Observation, State, Step
 from raynest_pipeline.chain.preflight import Report
 from raynest_pipeline.dagster_home import pid_tag
 from raynest_pipeline.defs.failures import as_failure
@@ -71,7 +71,7 @@ def _preflight_facts(context: dg.AssetExecutionContext, chain: Chain) -> dict[st
 
 def _opened(context: dg.AssetExecutionContext, raynest: RaynestResource) -> Chain:
     """The chain for this run, which is marked with its process so that its death is noticed."""
-    context.instance.add_run_tags(context.run_id, pid_tag())
+    context.instance.add_run_tags(context.run.run_id, pid_tag())
     # The sensor has started the sandbox if anybody wants it; a repair that comes late must not.
     return raynest.chain(start_sandbox=not _is_repair(context))
 
@@ -103,7 +103,8 @@ def price_facts(report: Report) -> dict[str, Fact]:
 def cluster(context: dg.AssetExecutionContext, raynest: RaynestResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     with as_failure():
         chain = _opened(context, raynest)
-    return _ensure(context, chain, "cluster", _price_now(chain))
+        price = _price_now(chain)
+    return _ensure(context, chain, "cluster", price)
 
 
 def _price_now(chain: Chain) -> dict[str, Fact]:
@@ -192,12 +193,20 @@ def _ensure(
     context: dg.AssetExecutionContext, chain: Chain, link: str, more: Mapping[str, Fact] | None = None
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     started = time.monotonic()
+    told = log_steps(context.log)
+    reused = False
+
+    def on_step(step: Step) -> None:
+        nonlocal reused
+        reused = reused or step.message == REUSED
+        told(step)
+
     with as_failure():
-        seen = chain.ensure(link, log_steps(context.log), repair=_is_repair(context))
-    seconds = round(time.monotonic() - started, 3)
-    tell(Observation(seen.link, seen.state, seen.cause, {**seen.facts, "seconds": seconds}))
+        seen = chain.ensure(link, on_step, repair=_is_repair(context))
+    facts: dict[str, Fact] = {"seconds": round(time.monotonic() - started, 3), "reused": reused}
+    tell(Observation(seen.link, seen.state, seen.cause, {**seen.facts, **facts}))
     return dg.MaterializeResult(
-        metadata=metadata_of({**seen.facts, **(more or {})}) | {"seconds": seconds},
+        metadata=metadata_of({**seen.facts, **(more or {}), **facts}),
         check_results=[
             dg.AssetCheckResult(check_name=HEALTHY, passed=True, metadata=observation_metadata(seen))
         ],

@@ -65,7 +65,7 @@ def show_plan(context: dg.OpExecutionContext, raynest: RaynestResource) -> None:
 
 @dg.op(description="Remove every link, last one first, and audit what is left.")
 def take_down(context: dg.OpExecutionContext, raynest: RaynestResource) -> None:
-    context.instance.add_run_tags(context.run_id, pid_tag())
+    context.instance.add_run_tags(context.run.run_id, pid_tag())
     with as_failure():
         done = raynest.chain().teardown(log_steps(context.log))
         for change in done.changes:

@@ -93,7 +93,7 @@ def _result(
 
 
 def evaluations(observations: Sequence[Observation]) -> list[dg.AssetCheckEvaluation]:
-    """The `healthy` check of each link. What could not be seen is left as it was, but for a warning."""
+    """The `healthy` check of each link. What could not be seen, or is on its way, is a warning."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     return [
         dg.AssetCheckEvaluation(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from raynest_pipeline.sandbox.orphans import start_of
 from raynest_pipeline.sandbox.state import read_json, write_json
 
 #: In the environment of everything that a pod starts: its folder.
@@ -25,7 +26,7 @@ _KILL_ROUNDS = 20
 
 @dataclass(frozen=True)
 class Leader:
-    """The first process of a pod's session. `folder`: the pod's folder, its mark."""
+    """The first process of a pod's session. `create_time`: as `start_of`; `folder`: the pod's, its mark."""
 
     pid: int
     create_time: float
@@ -62,7 +63,7 @@ class Ledger:
 
 def leader_of(pid: int, folder: Path, temp_dir: Path) -> Leader:
     """The record of a process that was just started as the leader of its own session."""
-    return Leader(pid, psutil.Process(pid).create_time(), str(folder), str(temp_dir))
+    return Leader(pid, start_of(pid), str(folder), str(temp_dir))
 
 
 def members(leaders: Iterable[Leader]) -> list[psutil.Process]:
@@ -91,11 +92,11 @@ def _belongs(process: psutil.Process, leader: Leader) -> bool:
     A session id stays taken while it has members, so that only a new leader with another creation time, or
     members older than the leader on record, can mean that the number was given to somebody else.
     """
-    created = float(process.create_time())
+    created = start_of(process.pid)
     if process.pid == leader.pid:
         return abs(created - leader.create_time) < _SAME_TIME_S
     try:
-        other = psutil.Process(leader.pid).create_time()
+        other = start_of(leader.pid)
         if abs(other - leader.create_time) >= _SAME_TIME_S:
             return False
     except psutil.NoSuchProcess:

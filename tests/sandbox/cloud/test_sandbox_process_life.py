@@ -87,6 +87,31 @@ def test_stopping_ends_it_and_says_whether_there_was_one(start: Start, tmp_path:
     assert not control.stop(tmp_path / "never")
 
 
+@pytest.mark.skipif(not psutil.LINUX, reason="creation times move with the clock on Linux only")
+@pytest.mark.parametrize("seconds", [2, -2])
+def test_one_is_asked_to_stop_though_the_clock_was_set(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    info = start(tmp_path)
+    boot_time, create_time = psutil.boot_time, psutil.Process.create_time
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "boot_time", lambda: boot_time() + seconds)
+        patch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + seconds)
+        assert control.stop(tmp_path)
+    assert not orphans.is_alive(info.pid, info.create_time)
+    # Not killed as something that was left behind.
+    assert "the sandbox has stopped" in info.log_path.read_text()
+
+
+def test_one_whose_information_was_lost_is_found_by_its_mark(start: Start, tmp_path: Path) -> None:
+    info = start(tmp_path)
+    environment = psutil.Process(info.pid).environ()
+    assert environment[orphans.MARK_VARIABLE] == orphans.mark_of(tmp_path)
+    (tmp_path / INFO_FILE).unlink()
+    assert control.stop(tmp_path)
+    assert not orphans.is_alive(info.pid, info.create_time)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_a_clean_stop(start: Start, tmp_path: Path, number: signal.Signals) -> None:
     info = start(tmp_path)

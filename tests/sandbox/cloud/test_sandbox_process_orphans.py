@@ -50,14 +50,14 @@ def test_a_live_process_is_described(spawn: Spawn) -> None:
     child = spawn()
     entry = orphans.describe(child.pid)
     assert entry is not None
-    assert entry["create_time"] == psutil.Process(child.pid).create_time()
+    assert entry["create_time"] == orphans.start_of(child.pid)
     assert orphans.is_alive(child.pid, entry["create_time"])
     assert not orphans.is_alive(child.pid, entry["create_time"] - 1)
 
 
 def test_an_ended_process_is_not_alive_even_before_it_is_reaped(spawn: Spawn) -> None:
     child = spawn()
-    created = psutil.Process(child.pid).create_time()
+    created = orphans.start_of(child.pid)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert orphans.describe(child.pid) is None
@@ -67,7 +67,7 @@ def test_an_ended_process_is_not_alive_even_before_it_is_reaped(spawn: Spawn) ->
 
 def test_a_signal_goes_only_to_the_process_of_that_time(spawn: Spawn) -> None:
     child = spawn()
-    created = psutil.Process(child.pid).create_time()
+    created = orphans.start_of(child.pid)
     assert not orphans.end(child.pid, created + 5, signal.SIGKILL)
     assert child.poll() is None
     assert orphans.end(child.pid, created, signal.SIGKILL)
@@ -93,6 +93,48 @@ def test_a_recorded_id_that_went_to_another_process_is_spared(spawn: Spawn, tmp_
     orphans.record(tmp_path, [{**entry, "create_time": entry["create_time"] - 100}])
     assert orphans.sweep(tmp_path) == []
     assert child.poll() is None
+
+
+def step_clock(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Set the clock by so many seconds, as psutil sees it: boot time and creation times move together."""
+    boot_time, create_time = psutil.boot_time, psutil.Process.create_time
+    patch.setattr(psutil, "boot_time", lambda: boot_time() + seconds)
+    patch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + seconds)
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="creation times move with the clock on Linux only")
+@pytest.mark.parametrize("seconds", [2, -2])
+def test_a_process_stays_itself_when_the_clock_is_set(
+    spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    child = spawn()
+    entries = orphans.describe_all([child.pid])
+    (entry,) = entries
+    orphans.record(tmp_path, entries)
+    step_clock(monkeypatch, seconds)
+    assert orphans.is_alive(child.pid, entry["create_time"])
+    assert orphans.describe_all([child.pid]) == entries
+    assert not orphans.is_alive(child.pid, entry["create_time"] + seconds)
+    assert orphans.sweep(tmp_path) == [child.pid]
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="creation times move with the clock on Linux only")
+def test_a_clock_that_is_set_between_the_readings_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = orphans.start_of(os.getpid())
+    boot, create_time = psutil.boot_time(), psutil.Process.create_time
+    readings = iter([boot - 2, boot, boot, boot])
+    monkeypatch.setattr(psutil, "boot_time", lambda: next(readings))
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self))
+    assert orphans.start_of(os.getpid()) == before
+    assert next(readings, None) is None
+
+
+def test_the_start_of_a_process_that_is_gone_is_an_error(spawn: Spawn) -> None:
+    child = spawn()
+    child.kill()
+    child.wait(10)
+    with pytest.raises(psutil.NoSuchProcess):
+        orphans.start_of(child.pid)
 
 
 def test_one_that_ignores_requests_to_end_is_killed(spawn: Spawn, tmp_path: Path) -> None:

@@ -109,6 +109,23 @@ def test_number_that_was_given_to_another_is_left_alone(spawn: Spawn, tmp_path: 
     assert _alive(stranger.pid)
 
 
+@pytest.mark.skipif(not psutil.LINUX, reason="creation times move with the clock on Linux only")
+@pytest.mark.parametrize("seconds", [2, -2])
+def test_all_of_a_pod_is_found_though_the_clock_was_set(
+    spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    leader, pids = _family(spawn, tmp_path / "pod")
+    unmarked = replace(leader, folder=str(tmp_path / "unmarked"))
+    # psutil keeps what it has seen once; its answers from before the clock was set must not count.
+    assert {each.pid for each in ledger.members([leader])} == set(pids)
+    boot_time, create_time = psutil.boot_time, psutil.Process.create_time
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot_time() + seconds)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + seconds)
+    # The leader is known by its creation time alone where the mark says nothing.
+    assert [each.pid for each in ledger.members([unmarked])] == [leader.pid]
+    assert set(ledger.end([leader])) == set(pids)
+
+
 def test_another_sandbox_is_left_alone(spawn: Spawn, tmp_path: Path) -> None:
     mine, pids = _family(spawn, tmp_path / "one" / "pods" / "a")
     theirs, others = _family(spawn, tmp_path / "two" / "pods" / "b")
