@@ -193,7 +193,7 @@ class RayServiceSettings(Section):
     pip_packages: tuple[str, ...] = Field(
         (
             "torch==2.13.0",
-            "diffusers>=0.35,<1",
+            "diffusers>=0.40,<1",
             "transformers>=4.55,<6",
             "accelerate>=1.10,<2",
             "safetensors>=0.5,<1",

@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from PIL import Image
 
 from raynest_pipeline.chain.profile import SANDBOX_DEFAULTS
-from raynest_pipeline.sandbox import control
+from raynest_pipeline.sandbox import control, orphans
 
 REPO = Path(__file__).parents[2]
 PROMPTS = REPO / "examples" / "prompts.csv"
@@ -254,12 +253,14 @@ def test_8_a_cluster_that_someone_has_runs_the_rest_unchanged(
 
 
 def test_9_down_leaves_nothing_bought_and_no_process(folder: Path) -> None:
-    pids = [process["pid"] for process in control.processes(folder / ".raynest" / "sandbox")]
+    processes = control.processes(folder / ".raynest" / "sandbox")
     info = control.status(folder / ".raynest" / "sandbox")
     assert info is not None
     out = raynest(folder, "down", "--yes")
     assert "Audit: nothing is left." in out
-    assert [pid for pid in (*pids, info.pid) if psutil.pid_exists(pid)] == []
+    assert [p for p in processes if orphans.is_alive(p["pid"], p["create_time"])] == []
+    assert not orphans.is_alive(info.pid, info.create_time)
+    assert len(processes) > 10, "a real Ray was there"
     report = json.loads(raynest(folder, "sandbox", "status", "--json", code=5))
     assert report == {"running": False}
     world = control.start(folder / ".raynest" / "sandbox")

@@ -33,6 +33,11 @@ def test_the_folder_fits_its_budget_and_is_what_was_judged() -> None:
     assert hashlib.sha256(unet.read_bytes()).hexdigest() == FIGURES["unet_sha256"]
 
 
+@pytest.mark.parametrize("path", sorted(WEIGHTS.rglob("*config.json")), ids=lambda path: path.parent.name)
+def test_no_part_says_where_it_was_trained(path: Path) -> None:
+    assert not json.loads(path.read_text(encoding="utf-8")).get("_name_or_path")
+
+
 @pytest.mark.parametrize("line", FIGURES["rates"])
 def test_held_out_prompts_are_followed_as_the_card_says(verdicts: list[Verdict], line: str) -> None:
     """Within two points: another CPU's kernels round differently, which can tip a borderline image."""

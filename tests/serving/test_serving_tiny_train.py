@@ -63,6 +63,12 @@ def test_the_export_fits_its_budget_and_holds_only_safetensors(miniature: Path) 
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
 
 
+def test_the_export_does_not_say_where_it_was_made(miniature: Path) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (miniature / "pipeline").rglob("*.json")]
+    assert texts
+    assert not [text for text in texts if str(miniature) in text]
+
+
 def test_it_paints_at_its_native_size(miniature: Path) -> None:
     pipeline, _, guidance = load(miniature / "pipeline")
     images = paint(pipeline, ["a red circle", "an elephant in a hat"], [1, 2], steps=2, guidance=guidance)

@@ -120,6 +120,8 @@ def export_pipeline(out: Path, vae: Any, encoder: Any, tokenizer: Any, unet: Any
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(torch.float16)
+    # Where the autoencoder was read from is of no use to others, and names a folder of this machine.
+    pipeline.vae.register_to_config(_name_or_path="")
     fresh, final = out / "pipeline.new", out / "pipeline"
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.save_pretrained(fresh)
