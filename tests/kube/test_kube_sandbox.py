@@ -14,7 +14,7 @@ import yaml
 
 from raynest_pipeline.chain.desired import with_counts
 from raynest_pipeline.errors import Verdict
-from raynest_pipeline.files import write_atomic
+from raynest_pipeline.files import private_dir, write_atomic
 from raynest_pipeline.kube import kubeconfig
 from raynest_pipeline.kube.client import CONFIG_MAP, NAMESPACE, RAY_CLUSTER, RAY_SERVICE, SERVICE, KubeClient
 from raynest_pipeline.kube.errors import KubeError
@@ -93,6 +93,7 @@ class Sandbox:
             }
         )
         path = self.folder / "kube" / f"config-{admin}"
+        private_dir(path.parent)
         write_atomic(path, kubeconfig.with_namespace(text, "raynest", "demo"))
         return path
 
