@@ -225,7 +225,7 @@ class World:
     def event_reasons(self) -> set[str]:
         return {reason for reason, _ in self.events()}
 
-    async def until(self, condition: Callable[[], object], what: str = "", timeout: float = 10) -> None:
+    async def until(self, condition: Callable[[], object], what: str = "", timeout: float = 40) -> None:
         """Wait for a condition; on a timeout the assertion shows the state of things."""
         try:
             async with asyncio.timeout(timeout):
