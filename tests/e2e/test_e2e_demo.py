@@ -67,11 +67,11 @@ from raynest_pipeline.definitions import defs
 sensor, cursor = defs.resolve_sensor_def("cluster_health"), None
 with dg.DagsterInstance.get() as instance:
     while True:
-        context = dg.build_sensor_context(
+        with dg.build_sensor_context(
             instance=instance, cursor=cursor, sensor_name="cluster_health",
             repository_def=defs.get_repository_def(), resources=defs.resources,
-        )
-        tick = sensor.evaluate_tick(context)
+        ) as context:
+            tick = sensor.evaluate_tick(context)
         cursor = tick.cursor
         for event in tick.asset_events:
             instance.report_runless_asset_event(event)
