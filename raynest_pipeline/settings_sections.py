@@ -215,7 +215,9 @@ class RayServiceSettings(Section):
     )
     max_batch_size: int = Field(8, ge=1, le=64, description="Images in one pipeline call.")
     env: dict[str, str] = Field(
-        default_factory=dict, description="More environment variables for the Ray containers."
+        default_factory=dict,
+        description="More environment variables for the Ray containers. "
+        "They stand in clear in the RayService: whoever may read that sees them.",
     )
 
 
