@@ -134,6 +134,8 @@ class World:
         self.node_specs = nodes
         self.launched: list[FakeNode] = []
         self.auto_proxies = True
+        self.outcome: Callable[[dict[str, Any]], str] = lambda app: "RUNNING"
+        """Of the applications of every head launched from now on."""
         self.store = Store(directory / "store", kuberay_version=version)
         self.operator = self._operator()
 
@@ -155,6 +157,8 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         log.write_text("Ray runtime started.\n")
         node = FakeNode(dict(env), dict(resources), head)
+        if head is None:
+            node.serve.outcome = self.outcome
         self.launched.append(node)
         if self.auto_proxies:
             node.serve.proxies[env["RAY_CLOUD_INSTANCE_ID"]] = "HEALTHY"

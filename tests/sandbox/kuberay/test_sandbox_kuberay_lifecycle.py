@@ -78,9 +78,8 @@ def test_differs_by_release(
 def test_services_appear_only_when_the_applications_run(make_world: Any, rayservice: dict[str, Any]) -> None:
     async def scenario() -> None:
         async with make_world() as world:
+            world.outcome = lambda app: "DEPLOYING"
             world.apply(rayservice)
-            await world.until(lambda: world.heads)
-            world.heads[0].serve.outcome = lambda app: "DEPLOYING"
             await world.until(lambda: world.applications("pendingServiceStatus") == {"app": "DEPLOYING"})
             cluster = world.status()["pendingServiceStatus"]["rayClusterName"]
             assert [objects.name_of(each) for each in world.store.list("services", "ray")] == [
@@ -228,6 +227,8 @@ def test_too_long_a_name_is_refused(
 def test_initializing_timeout_is_terminal(make_world: Any, rayservice: dict[str, Any]) -> None:
     async def scenario() -> None:
         async with make_world("1.7.0", gpus=0) as world:
+            # From the start: a second is enough for an application that can become ready to do so.
+            world.outcome = lambda app: "DEPLOYING"
             rayservice["metadata"]["annotations"] = {"ray.io/initializing-timeout": "1"}
             rayservice["spec"]["rayClusterDeletionDelaySeconds"] = 0
             world.apply(rayservice)
