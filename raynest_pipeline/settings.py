@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from raynest_pipeline.errors import SettingsError
+from raynest_pipeline.settings_batches import Gallery, Inbox, Schedule
 from raynest_pipeline.settings_sections import (
     Alibaba,
     Batch,
@@ -31,7 +32,6 @@ from raynest_pipeline.settings_sections import (
     Profile,
     RayServiceSettings,
     Sandbox,
-    Schedule,
     Toleration,
     valid_name,
 )
@@ -41,7 +41,9 @@ __all__ = [
     "Batch",
     "Deadlines",
     "Endpoint",
+    "Gallery",
     "Health",
+    "Inbox",
     "Kubeconfig",
     "Profile",
     "RayServiceSettings",
@@ -71,7 +73,11 @@ class Settings(BaseSettings):
     home: Path = Field(
         Path(".raynest"), description="Folder for state: kubeconfig, images, Dagster's records, the sandbox."
     )
-    output: Path | None = Field(None, description="Folder for images. Unset: <home>/images.")
+    output: Path | str | None = Field(
+        None,
+        description="Where images go: a folder, or the URL of an object store (oss://bucket/prefix, s3://, "
+        "gs://). Unset: <home>/images.",
+    )
     alibaba: Alibaba = Field(default_factory=Alibaba)
     kubeconfig: Kubeconfig = Field(default_factory=Kubeconfig)
     ray_service: RayServiceSettings = Field(default_factory=RayServiceSettings)
@@ -79,7 +85,9 @@ class Settings(BaseSettings):
     batch: Batch = Field(default_factory=Batch)
     deadlines: Deadlines = Field(default_factory=Deadlines)
     health: Health = Field(default_factory=Health)
+    inbox: Inbox = Field(default_factory=Inbox)
     schedule: Schedule = Field(default_factory=Schedule)
+    gallery: Gallery = Field(default_factory=Gallery)
     sandbox: Sandbox = Field(default_factory=Sandbox)
 
     @classmethod
@@ -111,9 +119,21 @@ class Settings(BaseSettings):
         return self.home.expanduser().absolute()
 
     @property
-    def output_dir(self) -> Path:
-        """Where images go, absolute."""
-        return self.output.expanduser().absolute() if self.output else self.home_dir / "images"
+    def output_dir(self) -> Path | str:
+        """Where images go: a folder, absolute, or the URL of an object store."""
+        if self.output is None:
+            return self.home_dir / "images"
+        if "://" in str(self.output):
+            return str(self.output)
+        return Path(self.output).expanduser().absolute()
+
+    @property
+    def inbox_url(self) -> str:
+        """Where prompt files are dropped: an absolute folder, or a URL."""
+        url = self.inbox.url
+        if url is None:
+            return str(self.home_dir / "inbox")
+        return url if "://" in url else str(Path(url).expanduser().absolute())
 
     @property
     def sandbox_dir(self) -> Path:

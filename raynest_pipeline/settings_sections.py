@@ -7,9 +7,11 @@ import re
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from raynest_pipeline.settings_model import check_revision, valid_model
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -180,14 +182,28 @@ class RayServiceSettings(Section):
         ),
         description="Of the worker pods.",
     )
-    model: str = Field(
+    model: Annotated[str, AfterValidator(valid_model)] = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        description="Hugging Face id, or a folder on the Ray nodes. "
+        description="Hugging Face id, `modelscope://org/name`, an object-store URL (`s3://`, `oss://`, "
+        "`gs://`), or a folder on the Ray nodes (docs/operations.md, Models). "
         "(`stabilityai/stable-diffusion-2`, which the stock sample names, no longer exists.)",
     )
-    revision: str | None = Field(None, description="Revision of the model.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a Hugging Face or ModelScope model."
+    )
     hf_endpoint: str | None = Field(
-        None, description="Hugging Face mirror, e.g. https://hf-mirror.com from mainland China."
+        None,
+        pattern=r"^https?://",
+        description="Hugging Face mirror, e.g. https://hf-mirror.com from mainland China.",
+    )
+    modelscope_endpoint: str | None = Field(
+        None, pattern=r"^https?://", description="ModelScope's address. Unset: https://www.modelscope.cn."
+    )
+    cache_claim: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        description="PersistentVolumeClaim in the namespace for the workers' models: a new pod finds them "
+        "there. Unset: they last as long as the pod.",
     )
     pip_index_url: str | None = Field(None, description="Package index for the replicas' pip environment.")
     pip_packages: tuple[str, ...] = Field(
@@ -214,11 +230,21 @@ class RayServiceSettings(Section):
         "(1.5.1 and later).",
     )
     max_batch_size: int = Field(8, ge=1, le=64, description="Images in one pipeline call.")
+    serving: dict[str, Any] = Field(
+        default_factory=dict,
+        description="More options of the Serve application, by the names in docs/performance.md and "
+        "raynest_pipeline/serving/options.py, e.g. {compile: default}.",
+    )
     env: dict[str, str] = Field(
         default_factory=dict,
         description="More environment variables for the Ray containers. "
         "They stand in clear in the RayService: whoever may read that sees them.",
     )
+
+    @model_validator(mode="after")
+    def _model_is_possible(self) -> Self:
+        check_revision(self.model, self.revision, self.hf_endpoint)
+        return self
 
 
 class Endpoint(Section):
@@ -235,9 +261,35 @@ class Endpoint(Section):
 class Batch(Section):
     """Image generation."""
 
-    concurrency: int = Field(4, ge=1, le=256, description="Requests in flight.")
+    concurrency: int = Field(
+        64,
+        ge=1,
+        le=1024,
+        description="The most images asked for and not yet stored. How many really are in flight follows the "
+        "endpoint: as long as more make it faster, and fewer when it refuses.",
+    )
     timeout_seconds: float = Field(120.0, gt=0, description="For one image, each attempt.")
-    attempts: int = Field(4, ge=1, le=20, description="Attempts for one image.")
+    attempts: int = Field(
+        4,
+        ge=1,
+        le=20,
+        description="Attempts for one image. A full queue that says when to come back uses up none.",
+    )
+    deadline_seconds: float = Field(
+        900.0, gt=0, description="For one image over all its attempts, from the first on."
+    )
+    hedge: float | None = Field(
+        None,
+        ge=50,
+        lt=100,
+        description="Percentile of the latest answers' times after which a slow image is asked for a second "
+        "time; the first answer counts. 95 costs the endpoint up to one image in twenty more. Unset: never.",
+    )
+    verify: bool = Field(
+        False,
+        description="Read every finished image of a batch again and compare its SHA-256. Unset: one whose "
+        "size and time (or ETag) are those on record counts as unchanged.",
+    )
     max_failed_share: float = Field(
         0.0, ge=0, le=1, description="A batch with a larger share of failed images fails."
     )
@@ -251,7 +303,50 @@ class Batch(Section):
     steps: int | None = Field(None, ge=1, le=1000, description="Unset: the endpoint's own.")
     guidance: float | None = Field(None, ge=0, le=100, description="Unset: the endpoint's own.")
     prompts: Path = Field(
-        Path("examples/prompts.csv"), description="Prompt file of jobs and schedules that name none."
+        Path("examples/prompts.csv"),
+        description="Prompt file or prompt set of jobs and schedules that name none.",
+    )
+    batches_per_run: int = Field(
+        1,
+        ge=0,
+        description="Batches that a backfill gives to one run; 0: all of them to a single run.",
+    )
+    min_pace_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="The check `pace` warns when a batch made fewer images/s than this share of the last "
+        "batches' median.",
+    )
+    check_same_seed: bool = Field(
+        True, description="Ask for one image of a finished batch again and compare (check `same_seed`)."
+    )
+    price_per_hour: Decimal | None = Field(
+        None,
+        ge=0,
+        description="For the cost per image. Unset: the price on record of the cluster.",
+    )
+    engine: Literal["http", "ray"] = Field(
+        "http",
+        description="http: this machine asks the endpoint. ray: a Ray Job on the cluster makes the batch, "
+        "and goes on without this machine; the output must be reachable from there (docs/scaling.md).",
+    )
+    ray_mode: Literal["serve", "actors"] = Field(
+        "serve",
+        description="Engine ray. serve: the warm Serve replicas paint. actors: GPU actors of the job's own, "
+        "in uniform batches, on GPUs that the replicas leave free.",
+    )
+    ray_actors: int = Field(1, ge=1, le=10_000, description="Actors of ray_mode: actors.")
+    ray_gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs of one actor; may be a fraction. Unset: ray_service.gpus_per_replica (0 in the "
+        "sandbox, which has none).",
+    )
+    ray_output: str | None = Field(
+        None,
+        description="Engine ray: the output folder as the Ray nodes see it, where it is mounted there. "
+        "Unset: the same URL; a plain folder is refused, except in the sandbox.",
     )
 
 
@@ -285,13 +380,6 @@ class Health(Section):
         description="Whether a repair may buy a new cluster when there is none, or only a failed one. "
         "Off: somebody may have deleted it to stop the bill.",
     )
-
-
-class Schedule(Section):
-    """The daily prompt batch."""
-
-    cron: str = Field("0 6 * * *", description="When the daily batch runs.")
-    timezone: str = Field("UTC", description="Of the cron expression.")
 
 
 class Sandbox(Section):

@@ -79,7 +79,7 @@ def test_every_setting_exists(page: Path) -> None:
 
 @on_every_page
 def test_every_variable_exists(page: Path) -> None:
-    others = {"RAYNEST_SETTINGS", "RAYNEST_MODEL", "RAYNEST_REVISION", "RAYNEST_CODE"}
+    others = {"RAYNEST_SETTINGS", "RAYNEST_MODEL", "RAYNEST_REVISION", "RAYNEST_CODE", "RAYNEST_MODEL_CACHE"}
     wrong = []
     for name in re.findall(r"\bRAYNEST_[A-Z0-9_]+\b(?!\*)", page.read_text(encoding="utf-8")):
         section, _, key = name.removeprefix("RAYNEST_").lower().partition("__")

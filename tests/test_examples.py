@@ -13,7 +13,11 @@ from raynest_pipeline.images.prompt_file import open_prompts
 from raynest_pipeline.settings import Profile, RayServiceSettings, Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = [*sorted((ROOT / "examples").glob("*.yaml")), ROOT / "deploy" / "k8s" / "raynest.yaml"]
+PROMPT_SET = ROOT / "examples" / "prompt-set.yaml"
+SETTINGS = [
+    *sorted(set((ROOT / "examples").glob("*.yaml")) - {PROMPT_SET}),
+    ROOT / "deploy" / "k8s" / "raynest.yaml",
+]
 K8S = ROOT / "deploy" / "k8s"
 
 
@@ -57,6 +61,7 @@ def test_dagster_in_another_cluster_takes_the_road_through_the_api_server(load: 
 
 def test_the_example_prompts_are_enough_for_a_demonstration() -> None:
     assert len(open_prompts(ROOT / "examples" / "prompts.csv")) >= 12
+    assert len(open_prompts(PROMPT_SET)) >= 12
 
 
 class TestDockerfile:

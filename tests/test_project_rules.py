@@ -14,7 +14,7 @@ PACKAGE = ROOT / "raynest_pipeline"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES = 400
 
-BASE = {"settings", "settings_sections", "errors", "waiting", "files"}
+BASE = {"settings", "settings_model", "settings_sections", "errors", "waiting", "files"}
 """What every room may use."""
 KUBE_FROM_IMAGES = {"kube"}
 """The endpoint's client talks through kube's HttpTarget."""
@@ -22,11 +22,14 @@ MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "waiting": {"errors"},
-    "settings_sections": set(),
-    "settings": {"errors", "settings_sections"},
+    "settings_model": set(),
+    "settings_sections": {"settings_model"},
+    "settings_batches": {"settings_sections"},
+    "settings": {"errors", "settings_batches", "settings_sections"},
     "alibaba": BASE,
     "kube": BASE,
-    "images": BASE | KUBE_FROM_IMAGES,
+    # The bulk job paints with the Serve application's own code.
+    "images": BASE | KUBE_FROM_IMAGES | {"serving"},
     "serving": set(),
     "sandbox": set(),
     "chain": BASE | {"alibaba", "kube"},
@@ -42,7 +45,8 @@ SANDBOX_CONTROL = {"sandbox.control", "sandbox.faults"}
 KNOW_THE_SANDBOX = {"chain/profile.py", "cli/"}
 
 HEAVY = re.compile(
-    r"(ray|kubernetes|torch|diffusers|transformers|PIL|numpy|Tea|darabonba|alibabacloud_\w+)(\.|$)"
+    r"(ray|kubernetes|torch|diffusers|transformers|PIL|numpy|pandas|pyarrow|fsspec|Tea|darabonba"
+    r"|alibabacloud_\w+)(\.|$)"
 )
 
 

@@ -187,9 +187,31 @@ class Chain:
             NotReadyError: The chain isn't up.
             AccessError: The credential is refused before its time.
         """
+        return self._through(self.endpoint, work)
+
+    def through_dashboard(self, work: Callable[[Route], T]) -> T:
+        """As `through_endpoint`, with the road to the Ray dashboard; again also with another token of Ray's.
+
+        A cluster that replaces another under the work has a token of its own.
+        """
+        tried: list[str | None] = []
+
+        def noted(route: Route) -> T:
+            tried.append(route.target.headers.get(serve.RAY_TOKEN_HEADER))
+            return work(route)
+
+        while True:
+            try:
+                return self._through(self.dashboard, noted)
+            except AccessError:
+                with self.dashboard() as route:
+                    if route.target.headers.get(serve.RAY_TOKEN_HEADER) in tried:
+                        raise
+
+    def _through(self, road: Callable[[], AbstractContextManager[Route]], work: Callable[[Route], T]) -> T:
         while True:
             expires = self.credential_expires()
-            with self.endpoint() as route:
+            with road() as route:
                 try:
                     return work(route)
                 except AccessError:

@@ -32,8 +32,13 @@ app = typer.Typer(
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
-Prompts = Annotated[Path | None, typer.Option("--prompts", help="CSV, JSONL or TXT file.")]
-OutDir = Annotated[Path | None, typer.Option("--out", help="Folder for batches; default: the settings'.")]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="CSV, JSONL, TXT or Parquet file, or a prompt set (YAML).")
+]
+OutDir = Annotated[
+    str | None,
+    typer.Option("--out", help="Folder or URL (oss://, s3://, gs://) for batches; default: the settings'."),
+]
 
 
 INTERRUPTED = 130
@@ -94,15 +99,22 @@ def generate(
     prompts: Prompts = None,
     out_dir: OutDir = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Batch id; default: from the file.")] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="http | ray (a Ray Job); default: the settings'.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make the images of a prompt file. A second run of the same file makes only what is missing."""
+    if engine not in (None, "http", "ray"):
+        raise InputError(f"There is no engine {engine!r}.", fix="raynest generate --engine http | ray")
     settings = load_settings()
-    outcome = run_generate(settings, prompts or settings.batch.prompts, out_dir, batch, View(quiet=as_json))
+    outcome = run_generate(
+        settings, prompts or settings.batch.prompts, out_dir, batch, View(quiet=as_json), engine
+    )
     result = outcome.result
     document = {
         "batch": outcome.folder.batch_id,
-        "folder": str(outcome.folder.path),
+        "folder": outcome.folder.place(),
         "sheet": str(outcome.folder.sheet_path),
         "manifest": str(outcome.folder.manifest_path),
         "images": outcome.images,
@@ -120,19 +132,27 @@ def generate(
 
 
 def run_generate(
-    settings: Settings, prompts: Path, out_dir: Path | None, batch: str | None, view: View
+    settings: Settings,
+    prompts: Path,
+    out_dir: str | None,
+    batch: str | None,
+    view: View,
+    engine: str | None = None,
 ) -> Any:
     """Run the generate_batch job on a prompt file; returns its `Outcome`."""
     from raynest_pipeline.cli.jobs import run_job
     from raynest_pipeline.defs.images.jobs import GENERATE
     from raynest_pipeline.images.batch import Outcome, batch_id_for
+    from raynest_pipeline.images.batch_store import root_of
     from raynest_pipeline.images.prompt_file import open_prompts
 
     # Checked here, before Dagster and the chain are even loaded: a bad file must cost nothing.
     checked = open_prompts(prompts)
     config: dict[str, Any] = {"prompts": str(prompts.absolute())}
     if out_dir is not None:
-        config["out"] = str(out_dir.absolute())
+        config["out"] = str(root_of(out_dir))
+    if engine is not None:
+        config["engine"] = engine
     partition = batch or batch_id_for(checked)
     run_job(settings, GENERATE, view, partition=partition, ops={"batch_images": {"config": config}})
     return next(result for result in view.results if isinstance(result, Outcome))
@@ -223,11 +243,16 @@ def down(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also do a CUDA check on a GPU worker of the running cluster.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check this machine and the settings, and say what to do about what is wrong."""
-    from raynest_pipeline.cli.doctor import examine
+    from raynest_pipeline.cli.doctor import examine, examine_cluster
 
-    findings = examine()
+    findings = [*examine(), *(examine_cluster() if cluster else [])]
     if as_json:
         _print_json([vars(finding) for finding in findings])
     else:
@@ -253,14 +278,18 @@ def kubeconfig() -> None:
 
 @app.command("open")
 def open_command(
-    what: Annotated[str, typer.Argument(help="dashboard | endpoint")],
+    what: Annotated[str, typer.Argument(help="dashboard | endpoint | gallery")],
     port: Annotated[int, typer.Option(help="On 127.0.0.1; 0: a free one.")] = 0,
 ) -> None:
-    """Serve the Ray dashboard or the endpoint on a loopback address, until Ctrl-C."""
+    """Serve the Ray dashboard, the endpoint or the gallery on a loopback address, until Ctrl-C."""
     from raynest_pipeline.cli.forward import forward
+    from raynest_pipeline.cli.gallery import open_gallery
 
+    if what == "gallery":
+        open_gallery(load_settings(), port, lambda url: out.print(f"{what}: {url}   (Ctrl-C ends)"))
+        return
     if what not in ("dashboard", "endpoint"):
-        raise InputError(f"There is no {what!r} to open.", fix="raynest open dashboard | endpoint")
+        raise InputError(f"There is no {what!r} to open.", fix="raynest open dashboard | endpoint | gallery")
     forward(load_settings(), what, port, lambda url: out.print(f"{what}: {url}   (Ctrl-C ends)"))
 
 
@@ -304,4 +333,11 @@ def _register_sandbox() -> None:
     app.add_typer(sandbox_app, name="sandbox")
 
 
+def _register_prompts() -> None:
+    from raynest_pipeline.cli.prompts import prompts_app
+
+    app.add_typer(prompts_app, name="prompts")
+
+
+_register_prompts()
 _register_sandbox()

@@ -12,7 +12,7 @@ from raynest_pipeline.images.batch import Outcome
 from raynest_pipeline.settings import Profile, Settings
 
 
-def run_demo(settings: Settings, prompts: Path | None, out_dir: Path | None, out: Console) -> None:
+def run_demo(settings: Settings, prompts: Path | None, out_dir: str | None, out: Console) -> None:
     """Provision, generate, verify, and tell.
 
     Raises:
@@ -42,7 +42,7 @@ def run_demo(settings: Settings, prompts: Path | None, out_dir: Path | None, out
     rows = {
         "images": f"{outcome.images} ({result.made} made{reused}) in {result.seconds:.1f} s",
         "model": result.model or settings.ray_service.model,
-        "folder": str(outcome.folder.path / "images"),
+        "folder": f"{outcome.folder.place()}/images",
         "sheet": str(outcome.folder.sheet_path),
         "UI": "make dev   (or: raynest dev), then http://127.0.0.1:3000",
         "next": 'raynest imagine "a blue square" -o output.png   ·   raynest status   ·   raynest down',
@@ -58,13 +58,9 @@ def require_complete(outcome: Outcome) -> None:
     Raises:
         BatchError: Names what is missing.
     """
-    good = [
-        record
-        for record in outcome.records
-        if record.file and outcome.folder.holds(record.file, int(record.size_bytes or 0), str(record.sha256))
-    ]
-    if len(good) != outcome.images:
+    missing = outcome.images - outcome.summary.whole
+    if missing:
         raise BatchError(
-            f"{outcome.images - len(good)} of {outcome.images} images are missing or damaged.",
+            f"{missing} of {outcome.images} images are missing or damaged.",
             fix="Run the same command again: it makes only what is missing.",
         )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+from raynest_pipeline.cli.gallery import beside_the_ui
 from raynest_pipeline.dagster_home import packaged, prepare_dagster_home
 from raynest_pipeline.errors import SettingsError, StorageError
 from raynest_pipeline.settings import Settings
@@ -41,7 +42,11 @@ def run_dev(settings: Settings, port: int) -> int:
     # `dagster dev` says that `dg dev` is newer; that one needs a project folder, which a wheel hasn't.
     environment["PYTHONWARNINGS"] = "ignore:Function `dev_command` is superseded"
     print(f"Dagster UI: http://127.0.0.1:{port}   (state: {home}; Ctrl-C ends)", flush=True)
-    return run_until_signal(command, environment)
+    with beside_the_ui(settings, environment) as gallery:
+        if gallery:
+            print(f"Gallery:    {gallery}", flush=True)
+        print(f"Inbox:      {settings.inbox_url}   (prompt files dropped there become batches)", flush=True)
+        return run_until_signal(command, environment)
 
 
 def run_until_signal(command: list[str], environment: dict[str, str]) -> int:

@@ -51,6 +51,22 @@ def examine() -> list[Finding]:
     return findings + [look(settings) for look in by_profile[settings.profile]]
 
 
+def examine_cluster() -> list[Finding]:
+    """What only the running cluster itself can tell: whether CUDA works on its GPU workers (some 30 s)."""
+    from raynest_pipeline.chain.gpu_check import check_gpu
+    from raynest_pipeline.chain.profile import open_chain
+
+    try:
+        settings = load_settings()
+        check = check_gpu(open_chain(settings, start_sandbox=False))
+    except RaynestError as error:
+        return [Finding("cluster's GPU", False, f"{error.what} {error.why}".strip(), error.fix)]
+    # The sandbox's GPU is a number that Ray counts with.
+    played = settings.profile is Profile.SANDBOX and check.facts.get("cuda") is False
+    ok, fix = (None, "") if played else (check.ok, check.fix)
+    return [Finding("cluster's GPU", ok, check.found, fix)]
+
+
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     ok = (3, 11) <= sys.version_info[:2] <= (3, 13)

@@ -1,23 +1,24 @@
 """One batch from a prompt file to its contact sheet: what the asset and the command line both run."""
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from raynest_pipeline.errors import InputError
+from raynest_pipeline.images.batch_store import BatchStore
+from raynest_pipeline.images.bulk.engine import RayBatch, generate_on_ray
+from raynest_pipeline.images.bulk.follow import OnLog
 from raynest_pipeline.images.engine import OnProgress, generate
-from raynest_pipeline.images.manifest import Record, read_manifest
+from raynest_pipeline.images.finish import finish_batch, finish_made_elsewhere
+from raynest_pipeline.images.kept import PROMPTS, keep_copy, kept_prompts
 from raynest_pipeline.images.prompt_file import PromptFile, open_prompts
-from raynest_pipeline.images.result import BatchResult
-from raynest_pipeline.images.sheet import inline_sheet, write_sheet
-from raynest_pipeline.images.store import BatchFolder, storage_error
+from raynest_pipeline.images.result import BatchResult, HourlyPrice
+from raynest_pipeline.images.sheet import inline_sheet
+from raynest_pipeline.images.summary import Summary
 from raynest_pipeline.kube.http import HttpTarget
 from raynest_pipeline.settings import Batch
 
-PROMPTS = "prompts"
-"""The batch's own copy of its prompts, beside the images: `prompts.csv`, .jsonl or .txt. With it a batch
-can be made again when the file it came from has gone or changed."""
+__all__ = ["PROMPTS", "Outcome", "batch_id_for", "batch_id_of", "batch_prompts", "run_batch"]
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,16 @@ class Outcome:
     """A run of a batch, and what lies in its folder now."""
 
     result: BatchResult
-    folder: BatchFolder
-    records: Sequence[Record]
-    """The latest of each prompt of the batch, in the prompts' order."""
+    folder: BatchStore
+    summary: Summary
+    """Counts, and a selection of the records; all of them: `manifest.latest_records(folder)`."""
     images: int
     """Images that the prompts ask for."""
 
     @property
     def inline_sheet(self) -> str:
         """A small contact sheet as markdown."""
-        return inline_sheet(self.folder, self.records)
+        return inline_sheet(self.folder, self.summary)
 
 
 def batch_id_for(prompts: PromptFile) -> str:
@@ -42,18 +43,22 @@ def batch_id_for(prompts: PromptFile) -> str:
 
     Example: `prompts-1f6e0a2b`.
     """
-    stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in prompts.path.stem)
-    return f"{stem.strip('-_')[:60] or 'batch'}-{prompts.sha256[:8]}"
+    return batch_id_of(prompts.name, prompts.sha256)
 
 
-def batch_prompts(folder: BatchFolder, given: Path | None, default: Path) -> PromptFile:
+def batch_id_of(name: str, sha256: str) -> str:
+    """As `batch_id_for`, of a prompt file that nobody has read yet."""
+    stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)
+    return f"{stem.strip('-_')[:60] or 'batch'}-{sha256[:8]}"
+
+
+def batch_prompts(folder: BatchStore, given: Path | None, default: Path) -> PromptFile:
     """The prompts of a batch, checked from end to end: those given, else the batch's own, else the default.
 
     Raises:
         InputError: There are none, or they have defects.
     """
-    own = next(iter(sorted(folder.path.glob(f"{PROMPTS}.*"))), None)
-    path = given or own or default
+    path = given or kept_prompts(folder) or default
     if not path.exists():
         raise InputError(
             f"The prompt file {path} does not exist.",
@@ -63,44 +68,47 @@ def batch_prompts(folder: BatchFolder, given: Path | None, default: Path) -> Pro
 
 
 def run_batch(
-    folder: BatchFolder,
+    folder: BatchStore,
     prompts: PromptFile,
     target: HttpTarget,
     settings: Batch,
     *,
     model: str = "",
+    price: HourlyPrice | None = None,
+    on_ray: RayBatch | None = None,
     on_progress: OnProgress | None = None,
+    on_log: OnLog | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Outcome:
-    """Make what is missing of a batch, and draw its contact sheet.
+    """Make what is missing of a batch; draw its contact sheet, and write its Parquet copy.
 
     Args:
         folder: Of the batch.
         prompts: Checked.
-        target: The endpoint.
+        target: The endpoint; with `on_ray` the Ray dashboard.
         settings: See `engine.generate`, whose errors this raises, too.
         model: For an endpoint that does not name its model.
+        price: Of the cluster, for the cost in the progress.
+        on_ray: Make it as a Ray Job (`bulk.engine.generate_on_ray`, whose errors this raises, too).
+        on_log: Hears what a Ray Job prints.
     """
-    _keep_copy(folder, prompts)
+    other_prompts = keep_copy(folder, prompts)
+    if on_ray is not None:
+        result = generate_on_ray(
+            on_ray, target, price=price, on_progress=on_progress, on_log=on_log, should_stop=should_stop
+        )
+        summary = finish_made_elsewhere(folder, prompts, other_prompts=other_prompts)
+        return Outcome(result, folder, summary, len(prompts))
+    summaries: list[Summary] = []
     result = generate(
-        prompts, target, folder, settings, model=model, on_progress=on_progress, should_stop=should_stop
+        prompts,
+        target,
+        folder,
+        settings,
+        model=model,
+        price=price,
+        on_progress=on_progress,
+        should_stop=should_stop,
+        on_end=lambda manifest: summaries.append(finish_batch(folder, manifest, other_prompts=other_prompts)),
     )
-    latest = {record.id: record for record in read_manifest(folder.manifest_path)}
-    records = [latest[prompt.id] for prompt in prompts if prompt.id in latest]
-    write_sheet(folder, records)
-    return Outcome(result, folder, records, len(prompts))
-
-
-def _keep_copy(folder: BatchFolder, prompts: PromptFile) -> None:
-    own = folder.path / f"{PROMPTS}{prompts.path.suffix.lower()}"
-    if own == prompts.path.absolute():
-        return
-    try:
-        part = own.with_name(f".part-{own.name}")
-        shutil.copyfile(prompts.path, part)
-        part.replace(own)
-        for other in folder.path.glob(f"{PROMPTS}.*"):
-            if other != own:
-                other.unlink(missing_ok=True)
-    except OSError as error:
-        raise storage_error(error, own) from None
+    return Outcome(result, folder, summaries[0], len(prompts))

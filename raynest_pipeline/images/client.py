@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from raynest_pipeline.settings import Batch
 CONNECT_SECONDS = 10.0
 MAX_BODY_BYTES = 64 << 20
 """A longer answer is not an image: a 2048x2048 PNG of noise has 12 MiB."""
+READ_BUFFER_BYTES = 1 << 19
+"""Of each connection: about an image, so that reading one is not stopped and resumed all the time."""
 DESCRIBE_SECONDS = 10.0
 """For /openapi.json and /health, each."""
 
@@ -36,6 +39,7 @@ class Image:
         sha256: Of `data`, hex.
         seed: The seed the endpoint says it used; None when it does not say.
         model, revision: Of the model, as the answer names them; "" when it does not.
+        worker: Which replica or host painted it (X-Raynest-Worker); "" when the answer does not say.
     """
 
     data: bytes
@@ -45,6 +49,7 @@ class Image:
     seed: int | None
     model: str
     revision: str
+    worker: str = ""
 
     @classmethod
     def of(cls, data: bytes, png: PngFacts, headers: Mapping[str, str] | None = None) -> "Image":
@@ -63,7 +68,17 @@ class Image:
             seed=int(seed) if seed.isascii() and seed.isdigit() and len(seed) < 20 else None,
             model=said("model"),
             revision=said("revision"),
+            worker=said("worker")[:200],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an endpoint answered to the request for an image, whatever it is."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class Client:
@@ -88,6 +103,7 @@ class Client:
             ),
             headers=dict(target.headers),
             cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=READ_BUFFER_BYTES,
             trust_env=not target.loopback,
         )
         return self
@@ -136,63 +152,107 @@ class Client:
         Raises:
             RemoteError: Classified by `failures`, or the answer is not the image asked for.
         """
-        url = self._target.url("/imagine", request.query)
-        status, headers, body = await self._get(url, "image/png", self._timeout)
-        where = self._target.url("/imagine")
-        if status != 200:
-            raise from_status(status, headers, body, where)
-        kind = headers.get("Content-Type", "").split(";")[0].strip().lower()
-        if kind != "image/png":
-            shown = body[:60].decode("utf-8", "replace")
-            reason = f"the answer is {kind or 'of no type'}, not image/png: {shown!r}"
-            raise _bad(where, Verdict.UNKNOWN, reason)
-        try:
-            png = await asyncio.to_thread(check_png, body, request.size)
-        except IncompleteImageError as error:
-            raise _bad(where, Verdict.RETRYABLE, f"the PNG {error}") from None
-        except WrongImageError as error:
-            if "X-Raynest-Filtered" in headers:
-                reason = f"the image {error} ({headers['X-Raynest-Filtered']})"
-                raise _bad(where, Verdict.PERMANENT, reason) from None
-            raise _bad(where, Verdict.UNKNOWN, f"the image {error}") from None
-        return Image.of(body, png, headers)
+        answer = await self.answer(request)
+        return await asyncio.to_thread(image_of, request, answer, self.where())
+
+    async def answer(self, request: ImageRequest, seconds: float | None = None) -> Answer:
+        """Ask for one image, once; the answer may be anything, and `image_of` tells what.
+
+        Args:
+            request: What to ask for.
+            seconds: Until the last byte; None: the client's own timeout.
+
+        Raises:
+            RemoteError: No whole answer came.
+        """
+        path = self._target.url("/imagine", request.query)
+        async with self.opened(path, accept="image/png", seconds=seconds or self._timeout) as response:
+            body = await _limited(response, self.where())
+            return Answer(response.status, response.headers, body)
+
+    def where(self, path: str = "/imagine") -> str:
+        """The address of `path`, for messages."""
+        return self._target.url(path)
 
     async def _json(self, path: str) -> dict[str, Any] | None:
         """A JSON object; None when the answer is something else."""
         url = self._target.url(path)
-        status, headers, body = await self._get(url, "application/json", DESCRIBE_SECONDS)
-        if status != 200:
-            raise from_status(status, headers, body, url)
+        async with self.opened(url, accept="application/json", seconds=DESCRIBE_SECONDS) as response:
+            body = await _limited(response, url)
+        if response.status != 200:
+            raise from_status(response.status, response.headers, body, url)
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
             return None
         return answer if isinstance(answer, dict) else None
 
-    async def _get(self, url: str, accept: str, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+    @asynccontextmanager
+    async def opened(
+        self, url: str, *, accept: str, seconds: float, body: bytes | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """GET `url`, or POST it a JSON body; its transport errors, also while it is read, are classified.
+
+        Raises:
+            RemoteError: No connection, not in time, or broken off.
+        """
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, CONNECT_SECONDS))
+        headers = {"Accept": accept} | ({"Content-Type": "application/json"} if body is not None else {})
         try:
             # A redirect would carry the credentials elsewhere, and no endpoint of ours sends one.
-            async with self._session.get(
+            async with self._session.request(
+                "GET" if body is None else "POST",
                 URL(url, encoded=True),
-                headers={"Accept": accept},
+                data=body,
+                headers=headers,
                 timeout=timeout,
                 allow_redirects=False,
                 server_hostname=self._target.server_hostname,
-            ) as answer:
-                body = bytearray()
-                async for chunk in answer.content.iter_any():
-                    body += chunk
-                    if len(body) > MAX_BODY_BYTES:
-                        answer.close()
-                        reason = f"the answer is longer than {MAX_BODY_BYTES:,} bytes"
-                        raise _bad(url.split("?")[0], Verdict.PERMANENT, reason)
-                return answer.status, answer.headers, bytes(body)
+            ) as response:
+                yield response
         except TRANSPORT_ERRORS as error:
             raise from_exception(error, url.split("?")[0]) from error
 
 
-def _bad(url: str, verdict: Verdict, reason: str) -> RemoteError:
+async def _limited(response: aiohttp.ClientResponse, where: str) -> bytes:
+    """The body, unless it is longer than any image."""
+    pieces, length = [], 0
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        length += len(piece)
+        if length > MAX_BODY_BYTES:
+            response.close()
+            raise bad(where, Verdict.PERMANENT, f"the answer is longer than {MAX_BODY_BYTES:,} bytes")
+    return b"".join(pieces)
+
+
+def image_of(request: ImageRequest, answer: Answer, where: str) -> Image:
+    """The image that an answer is: checks status, type, and the picture (costs CPU: not for an event loop).
+
+    Raises:
+        RemoteError: It is another answer, classified.
+    """
+    if answer.status != 200:
+        raise from_status(answer.status, answer.headers, answer.body, where)
+    kind = answer.headers.get("Content-Type", "").split(";")[0].strip().lower()
+    if kind != "image/png":
+        shown = answer.body[:60].decode("utf-8", "replace")
+        reason = f"the answer is {kind or 'of no type'}, not image/png: {shown!r}"
+        raise bad(where, Verdict.UNKNOWN, reason)
+    try:
+        png = check_png(answer.body, request.size)
+    except IncompleteImageError as error:
+        raise bad(where, Verdict.RETRYABLE, f"the PNG {error}") from None
+    except WrongImageError as error:
+        if "X-Raynest-Filtered" in answer.headers:
+            reason = f"the image {error} ({answer.headers['X-Raynest-Filtered']})"
+            raise bad(where, Verdict.PERMANENT, reason) from None
+        raise bad(where, Verdict.UNKNOWN, f"the image {error}") from None
+    return Image.of(answer.body, png, answer.headers)
+
+
+def bad(url: str, verdict: Verdict, reason: str) -> RemoteError:
+    """The error of an answer that came, and is not what was asked for."""
     return RemoteError(f"{url}: {reason}.", verdict=verdict, code="BadImage", status=200)
 
 

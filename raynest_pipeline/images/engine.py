@@ -6,35 +6,40 @@ prompt: a record whose file is there (reused), a finished file without a record 
 (made). So it makes exactly what is missing.
 """
 
-import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import asdict, replace
 
 from raynest_pipeline.errors import BatchError, RemoteError, UnreachableError, Verdict
-from raynest_pipeline.images.client import Client, Image
+from raynest_pipeline.images.batch_store import IMAGES, BatchStore
+from raynest_pipeline.images.client import Client, Image, image_of
+from raynest_pipeline.images.dispatch import Dispatcher
+from raynest_pipeline.images.flight import Arrival, Job
 from raynest_pipeline.images.manifest import Manifest, Record, Status
 from raynest_pipeline.images.names import image_name
-from raynest_pipeline.images.offer import ImageRequest, Offer, request_for
-from raynest_pipeline.images.outage import Outage, ends_batch, may_be_outage
+from raynest_pipeline.images.offer import Offer, request_for
+from raynest_pipeline.images.outage import Outage, ends_batch
+from raynest_pipeline.images.pace import Pace
+from raynest_pipeline.images.present import Present
 from raynest_pipeline.images.prompts import Prompt
-from raynest_pipeline.images.quality import IncompleteImageError, WrongImageError, check_png
-from raynest_pipeline.images.result import BatchResult, Failure, Progress, Tally
-from raynest_pipeline.images.store import IMAGES, BatchFolder
+from raynest_pipeline.images.rate import RecentRate
+from raynest_pipeline.images.result import BatchResult, Failure, HourlyPrice, Progress, Tally, cost_of
 from raynest_pipeline.images.threads import run_in_thread
 from raynest_pipeline.kube.http import HttpTarget
 from raynest_pipeline.settings import Batch
 from raynest_pipeline.waiting import Backoff, Clock, SystemClock
 
 RETRY_BACKOFF = Backoff(first=0.5, factor=2.0, most=10.0, jitter=0.3)
-MAX_RETRY_AFTER = 120.0
-"""A server that asks for more is asked again after this many seconds."""
 UNREACHABLE_SECONDS = 60.0
 PROGRESS_SECONDS = 2.0
+TAKE_SECONDS = 0.2
+"""How long the search for missing images goes on before those found are sent for."""
+START = 4
+"""Images in flight at the start, at an endpoint that does not say how many it paints at a time."""
 HOPELESS_IMAGES = 5
-"""With this many images per connection failed in a row, none of them the prompt's fault, and not one
-made, the endpoint is taken for broken."""
+"""With so many times START images failed in a row, none of them the prompt's fault, and not one made, the
+endpoint is taken for broken."""
 
 NO_APPLICATION = (404, 405)
 """No prompt changes these."""
@@ -45,7 +50,7 @@ OnProgress = Callable[[Progress], None]
 def generate(
     prompts: Iterable[Prompt],
     target: HttpTarget,
-    store: BatchFolder,
+    store: BatchStore,
     settings: Batch,
     *,
     model: str = "",
@@ -55,6 +60,8 @@ def generate(
     backoff: Backoff = RETRY_BACKOFF,
     unreachable_after: float = UNREACHABLE_SECONDS,
     progress_every: float = PROGRESS_SECONDS,
+    price: HourlyPrice | None = None,
+    on_end: Callable[[Manifest], None] | None = None,
 ) -> BatchResult:
     """Make the images of `prompts` that are not there yet.
 
@@ -71,6 +78,9 @@ def generate(
         should_stop: Called in this thread five times a second; True ends the batch early.
         backoff: Pauses between attempts at one image.
         unreachable_after: Seconds without a sign of the endpoint after which the batch ends.
+        progress_every: Seconds between two calls of `on_progress`.
+        price: Of the cluster; None: no cost is told.
+        on_end: Called in this thread when nothing is left to do, with the batch still held.
 
     Raises:
         UnreachableError: The endpoint is gone, or makes no image at all.
@@ -82,7 +92,7 @@ def generate(
         BaseException: An interruption of this thread; the batch has been left resumable.
     """
     clock = clock or SystemClock()
-    with store.exclusive(), Manifest(store.manifest_path) as manifest:
+    with store.exclusive(), store.open_manifest() as manifest:
         run = _Run(
             prompts=iter(prompts),
             total=len(prompts) if isinstance(prompts, Sized) else None,
@@ -94,6 +104,7 @@ def generate(
             clock=clock,
             backoff=backoff,
             unreachable_after=unreachable_after,
+            price=price,
         )
         reported = clock.monotonic()
 
@@ -114,20 +125,13 @@ def generate(
             run.ended.set()
         if on_progress is not None:
             on_progress(run.progress())
+        if on_end is not None:
+            on_end(manifest)
         return run.result(stopped=stopped)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """An image to make."""
-
-    prompt: Prompt
-    request: ImageRequest
-    file: str
-
-
 class _Run:
-    """One run of a batch. Its workers share an event loop; disk work goes to helper threads."""
+    """One run of a batch: gives a dispatcher its jobs, and stores and records what comes (`flight.Work`)."""
 
     def __init__(
         self,
@@ -135,52 +139,62 @@ class _Run:
         prompts: Iterator[Prompt],
         total: int | None,
         target: HttpTarget,
-        store: BatchFolder,
+        store: BatchStore,
         manifest: Manifest,
         settings: Batch,
         model: str,
         clock: Clock,
         backoff: Backoff,
         unreachable_after: float,
+        price: HourlyPrice | None,
     ) -> None:
         self._prompts = prompts
-        self._prompts_lock = threading.Lock()
         self._total = total
         self._target = target
         self._store = store
         self._manifest = manifest
+        self._present = Present(store, manifest, verify=settings.verify)
         self._settings = settings
         self._model = model
         self._clock = clock
         self._backoff = backoff
         self._unreachable_after = unreachable_after
+        self._price = price
         self._started = clock.monotonic()
         self._offer = Offer(model=model)
         self._model_told = False
         self._outage: Outage | None = None
+        self._pace: Pace | None = None
         self._tally = Tally()
+        self._recent = RecentRate()
+        self._recent.update(self._started, 0)
         self.ended = threading.Event()
 
     def progress(self) -> Progress:
-        """Where the run is."""
-        tally = self._tally
+        """Where the run is. Called by one thread only."""
+        tally, now = self._tally, self._clock.monotonic()
         return Progress(
             made=tally.made,
             reused=tally.reused,
             failed=tally.failed,
             total=self._total,
-            seconds=self._clock.monotonic() - self._started,
+            seconds=now - self._started,
             outage=self._outage.cause if self._outage else "",
+            recent=self._recent.update(now, tally.made),
+            in_flight=self._pace.in_flight if self._pace else 0,
+            concurrency=self._pace.limit if self._pace else 0,
+            cost=cost_of(self._price, now - self._started),
+            currency=self._price.currency if self._price else "",
         )
 
     def result(self, *, stopped: bool) -> BatchResult:
         """What it came to."""
-        tally = self._tally
+        tally, seconds = self._tally, self._clock.monotonic() - self._started
         return BatchResult(
             made=tally.made,
             reused=tally.reused,
             failed=tally.failed,
-            seconds=self._clock.monotonic() - self._started,
+            seconds=seconds,
             p50_latency_ms=tally.percentile(0.50),
             p95_latency_ms=tally.percentile(0.95),
             failures=tuple(tally.failures),
@@ -188,12 +202,16 @@ class _Run:
             model=self._offer.model,
             revision=self._offer.revision,
             stopped=stopped,
+            cost=cost_of(self._price, seconds),
+            currency=self._price.currency if self._price else "",
         )
 
     async def work(self) -> None:
-        """Run the workers until the prompts are used up or one of them raises."""
-        count = self._settings.concurrency
-        async with Client(self._target, connections=count, timeout=self._settings.timeout_seconds) as client:
+        """Make what is missing, until the prompts are used up or something ends the batch."""
+        settings = self._settings
+        async with Client(
+            self._target, connections=settings.concurrency, timeout=settings.timeout_seconds
+        ) as client:
             outage = Outage(
                 client,
                 self._target.base_url,
@@ -206,15 +224,24 @@ class _Run:
             outage.expect(documented=offer.documented)
             self._model_told = bool(offer.model)
             self._offer = offer if offer.model else replace(offer, model=self._model)
-            workers = [asyncio.create_task(self._worker(client, outage)) for _ in range(count)]
+            # One batch in work and one that waits is what keeps a batching endpoint busy.
+            start = 2 * offer.at_once or START
+            self._pace = Pace(most=settings.concurrency, start=start, timeout=settings.timeout_seconds)
+            dispatcher = Dispatcher(
+                client,
+                self,
+                outage,
+                settings,
+                self._pace,
+                items=offer.items,
+                url=self._target.base_url,
+                clock=self._clock,
+                backoff=self._backoff,
+            )
             try:
-                # The first error ends the batch; as itself, not in an exception group.
-                await asyncio.gather(*workers)
+                await dispatcher.run()
             finally:
                 self.ended.set()
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
 
     async def _describe(self, client: Client, outage: Outage) -> Offer:
         outage.expect(documented=False)
@@ -226,64 +253,49 @@ class _Run:
                     raise end from None
                 await outage.endured(error)
 
-    async def _worker(self, client: Client, outage: Outage) -> None:
-        while (job := await asyncio.to_thread(self._next_missing)) is not None:
-            await self._make(job, client, outage)
-
-    def _next_missing(self) -> _Job | None:
-        """The next prompt whose image is not there; counts those that are. Runs in a helper thread."""
-        while not self.ended.is_set():
-            with self._prompts_lock:
-                prompt = next(self._prompts, None)
+    def take(self, most: int) -> tuple[list[Job], bool]:
+        """The next jobs whose images are not there; counts those that are. Not for long at a time."""
+        jobs: list[Job] = []
+        until = self._clock.monotonic() + TAKE_SECONDS
+        while len(jobs) < most and not self.ended.is_set():
+            prompt = next(self._prompts, None)
             if prompt is None:
-                return None
+                return jobs, True
             request = request_for(prompt, self._settings, self._offer)
-            job = _Job(prompt, request, f"{IMAGES}/{image_name(prompt.id, request.key)}")
-            if not self._is_there(job):
-                return job
-            self._tally.add_reused(request.ignored)
-        return None
+            job = Job(prompt, request, f"{IMAGES}/{image_name(prompt.id, request.key)}")
+            if self._is_there(job):
+                self._tally.add_reused(request.ignored)
+            else:
+                jobs.append(job)
+            if self._clock.monotonic() >= until:
+                break
+        return jobs, False
 
-    def _is_there(self, job: _Job) -> bool:
-        record = self._manifest.latest(job.prompt.id)
-        recorded = record is not None and record.key == job.request.key and record.file == job.file
-        if recorded and record is not None and record.size_bytes is not None and record.sha256 is not None:
-            return self._store.holds(job.file, record.size_bytes, record.sha256)
-        data = self._store.read(job.file)
-        if data is None:
+    def _is_there(self, job: Job) -> bool:
+        key = job.request.key
+        if self._present.has(job.prompt.id, key, job.file):
+            return True
+        found = self._present.adopt(key, job.file, job.request.size)
+        if found is None:
             return False
-        try:
-            png = check_png(data, job.request.size)
-        except (IncompleteImageError, WrongImageError):
-            return False
-        found = Image.of(data, png)
-        self._manifest.append(self._record(job, "adopted", image=found), to_go=self._to_go())
+        record = replace(self._record(job, "adopted"), **asdict(found))
+        self._manifest.append(record, to_go=self._to_go())
         return True
 
-    async def _make(self, job: _Job, client: Client, outage: Outage) -> None:
-        attempt = 0
-        while True:
-            attempt += 1
-            started = self._clock.monotonic()
+    def settle(self, arrivals: Sequence[Arrival]) -> list[RemoteError | None]:
+        """Check, store and record; a cancelled dispatcher still lets it finish what it began."""
+        outcomes: list[RemoteError | None] = []
+        for arrival in arrivals:
             try:
-                image = await client.image(job.request)
+                image = image_of(arrival.job.request, arrival.answer, self._target.url("/imagine"))
             except RemoteError as error:
-                if (end := ends_batch(error, self._target.base_url)) is not None:
-                    raise end from None
-                if may_be_outage(error) and await outage.endured(error):
-                    attempt -= 1
-                    continue
-                if error.verdict is Verdict.PERMANENT or attempt >= self._settings.attempts:
-                    await asyncio.to_thread(self._settle_failed, job, error, attempt)
-                    return
-                pause = max(self._backoff.pause(attempt - 1), min(error.retry_after or 0.0, MAX_RETRY_AFTER))
-                await asyncio.sleep(pause)
+                outcomes.append(error)
             else:
-                latency = (self._clock.monotonic() - started) * 1000
-                await asyncio.to_thread(self._settle_made, job, image, attempt, latency)
-                return
+                self._settle_made(arrival.job, image, arrival.attempts, arrival.latency_ms)
+                outcomes.append(None)
+        return outcomes
 
-    def _settle_made(self, job: _Job, image: Image, attempts: int, latency_ms: float) -> None:
+    def _settle_made(self, job: Job, image: Image, attempts: int, latency_ms: float) -> None:
         """Store and record, in one go: a cancelled worker still finishes this."""
         told, expected = (image.model, image.revision), (self._offer.model, self._offer.revision)
         if self._model_told and image.model and told != expected:
@@ -292,18 +304,23 @@ class _Run:
                 f"{self._offer.revision} to {image.model!r} {image.revision}.",
                 fix="Run the batch again: it then makes all images with the new model.",
             )
-        self._store.write(job.file, image.data, to_go=self._to_go())
+        stamp = self._store.write(job.file, image.data, to_go=self._to_go())
         record = self._record(job, "made", image=image, attempts=attempts, latency_ms=round(latency_ms, 1))
-        self._manifest.append(record, to_go=self._to_go())
+        self._manifest.append(replace(record, stamp=stamp, worker=image.worker), to_go=self._to_go())
         self._tally.add_made(latency_ms, job.request.ignored)
 
-    def _settle_failed(self, job: _Job, error: RemoteError, attempts: int) -> None:
+    def fail(self, job: Job, error: RemoteError, attempts: int) -> None:
+        """Record and count it.
+
+        Raises:
+            UnreachableError: Nothing but failures so far, none of them a prompt's fault.
+        """
         reason = f"{error.what} {error.why}".strip()
         self._manifest.append(self._record(job, "failed", attempts=attempts, error=reason))
         fruitless = error.verdict is not Verdict.PERMANENT or error.status in NO_APPLICATION
         self._tally.add_failed(Failure(job.prompt.id, reason, attempts), fruitless=fruitless)
         in_a_row = self._tally.fruitless
-        if self._tally.made == 0 and in_a_row >= HOPELESS_IMAGES * self._settings.concurrency:
+        if self._tally.made == 0 and in_a_row >= HOPELESS_IMAGES * min(START, self._settings.concurrency):
             raise UnreachableError(
                 f"The endpoint {self._target.base_url} answers, but makes no image: "
                 f"{in_a_row} in a row failed.",
@@ -312,11 +329,11 @@ class _Run:
             )
 
     def _to_go(self) -> int:
-        return max(1, self._total - self.progress().done) if self._total is not None else 1
+        return max(1, self._total - self._tally.done) if self._total is not None else 1
 
     def _record(
         self,
-        job: _Job,
+        job: Job,
         status: Status,
         *,
         image: Image | None = None,

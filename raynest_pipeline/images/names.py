@@ -11,6 +11,7 @@ KEY_IN_NAME = 16
 MAX_FILE_NAME = MAX_NAME + 1 + KEY_IN_NAME + len(".png")
 """Characters in the name of an image file."""
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _RESERVED = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)}
 
@@ -53,8 +54,7 @@ def content_key(
     parts = ["raynest-image/1", model, revision, prompt, negative_prompt, seed, size, steps]
     # 7 and 7.5 may come from JSON as int and float; the same value must give the same key.
     parts.append(None if guidance is None else float(guidance))
-    text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(parts).encode("ascii")).hexdigest()
 
 
 def image_name(prompt_id: str, key: str) -> str:

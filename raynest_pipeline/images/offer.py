@@ -10,9 +10,12 @@ from typing import Any
 
 from raynest_pipeline.images.names import content_key
 from raynest_pipeline.images.prompts import Prompt
-from raynest_pipeline.settings import Batch
+from raynest_pipeline.settings_sections import Batch
 
 STOCK_PARAMETERS = frozenset({"prompt", "img_size"})
+MANY_PATH = "/v1/images"
+SOME_ITEMS = 16
+"""Images in one request to an endpoint that takes several and does not say how many."""
 OPTIONAL_PARAMETERS = ("negative_prompt", "seed", "img_size", "steps", "guidance")
 
 
@@ -26,6 +29,8 @@ class Offer:
         revision: Of the model, or "".
         defaults: The endpoint's own size, steps and guidance, as far as it tells.
         documented: Whether it has an /openapi.json.
+        items: Images that one POST /v1/images may ask for; 0 without that endpoint.
+        at_once: Images that it paints at a time, over all replicas; 0 when it does not tell.
     """
 
     parameters: frozenset[str] = STOCK_PARAMETERS
@@ -33,6 +38,8 @@ class Offer:
     revision: str = ""
     defaults: Mapping[str, float] = field(default_factory=dict)
     documented: bool = False
+    items: int = 0
+    at_once: int = 0
 
     @property
     def untrained(self) -> bool:
@@ -40,7 +47,7 @@ class Offer:
         return "untrained" in self.model.lower() or "random weights" in self.model.lower()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageRequest:
     """One image as it is asked for: the prompt's values, else the settings', else the endpoint's own.
 
@@ -63,20 +70,26 @@ class ImageRequest:
 
 def request_for(prompt: Prompt, settings: Batch, offer: Offer) -> ImageRequest:
     """What to ask of the endpoint for `prompt`."""
-    wanted: dict[str, Any] = {
-        "negative_prompt": prompt.negative_prompt or None,
-        "seed": prompt.seed,
-        "img_size": prompt.size or settings.size,
-        "steps": prompt.steps or settings.steps,
-        "guidance": settings.guidance if prompt.guidance is None else prompt.guidance,
-    }
-    sent = {name: value for name, value in wanted.items() if value is not None and name in offer.parameters}
-    ignored = tuple(name for name, value in wanted.items() if value is not None and name not in sent)
-
-    def effective(name: str) -> Any:
-        return sent.get(name, offer.defaults.get(name))
-
-    size, steps, guidance = effective("img_size"), effective("steps"), effective("guidance")
+    wanted = (
+        ("negative_prompt", prompt.negative_prompt or None),
+        ("seed", prompt.seed),
+        ("img_size", prompt.size or settings.size),
+        ("steps", prompt.steps or settings.steps),
+        ("guidance", settings.guidance if prompt.guidance is None else prompt.guidance),
+    )
+    # Plain loops: this runs for each prompt of a finished batch, too.
+    sent: dict[str, Any] = {"prompt": prompt.prompt}
+    ignored: list[str] = []
+    for name, value in wanted:
+        if value is not None:
+            if name in offer.parameters:
+                sent[name] = value
+            else:
+                ignored.append(name)
+    defaults = offer.defaults
+    size = sent.get("img_size", defaults.get("img_size"))
+    steps = sent.get("steps", defaults.get("steps"))
+    guidance = sent.get("guidance", defaults.get("guidance"))
     negative = str(sent.get("negative_prompt", ""))
     key = content_key(
         model=offer.model,
@@ -95,8 +108,8 @@ def request_for(prompt: Prompt, settings: Batch, offer: Offer) -> ImageRequest:
         size=None if size is None else int(size),
         steps=None if steps is None else int(steps),
         guidance=guidance,
-        ignored=ignored,
-        query={"prompt": prompt.prompt} | sent,
+        ignored=tuple(ignored),
+        query=sent,
         key=key,
     )
 
@@ -128,7 +141,33 @@ def offer_from(openapi: Mapping[str, Any], health: Mapping[str, Any]) -> Offer |
         revision=str(health.get("revision") or ""),
         defaults={k: v for k, v in told.items() if isinstance(v, (int, float)) and not isinstance(v, bool)},
         documented=True,
+        items=items_of(openapi),
+        at_once=_count(health.get("max_batch_size")) * max(1, _count(health.get("replicas"))),
     )
+
+
+def items_of(openapi: Mapping[str, Any]) -> int:
+    """How many images one POST /v1/images may ask for; 0 when there is no such path, or not ours."""
+    body: Mapping[str, Any] = openapi
+    for key in ("paths", MANY_PATH, "post", "requestBody", "content", "application/json", "schema"):
+        body = _dict(body.get(key))
+    images = _dict(_dict(_referred(openapi, body).get("properties")).get("images"))
+    return _count(images.get("maxItems", SOME_ITEMS)) if images else 0
+
+
+def _referred(openapi: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema that a local `$ref` stands for."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return schema
+    found = openapi
+    for key in reference[2:].split("/"):
+        found = _dict(found.get(key))
+    return found
+
+
+def _count(value: object) -> int:
+    return max(0, value) if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def _dict(value: object) -> Mapping[str, Any]:

@@ -1,30 +1,29 @@
-"""Prompt files: CSV, JSONL and plain text. The whole file is checked before anything is sent.
+"""Prompt files of every kind: CSV, JSON lines, plain text, Parquet, and prompt sets in YAML.
 
-Both passes stream: a file of any length takes the same memory (ids are remembered in a temporary
-SQLite file, not in the process).
+The whole file is checked before anything is sent. Both passes stream: a file of any length takes the same
+memory. A prompt set is checked by its parts, so that one of a million images is opened at once.
 """
 
 import codecs
-import csv
 import hashlib
-import json
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TextIO
+from typing import BinaryIO, NoReturn, TextIO
 
-from raynest_pipeline.errors import InputError, StorageError
-from raynest_pipeline.images.names import MAX_NAME
-from raynest_pipeline.images.prompts import COLUMNS, FREE_PREFIX, Problem, Prompt, prompts_of_row
+from raynest_pipeline.errors import InputError
+from raynest_pipeline.images.names import name_problem
+from raynest_pipeline.images.prompt_parquet import parquet_rows
+from raynest_pipeline.images.prompt_rows import Row, csv_rows, json_rows, text_rows
+from raynest_pipeline.images.prompts import Problem, Prompt, prompts_of_row
+from raynest_pipeline.images.sets.reading import PromptSet, read_set
+from raynest_pipeline.images.sets.schema import MAX_SET_BYTES, SetProblemsError
+from raynest_pipeline.images.used_ids import UsedIds
 
 MAX_PROBLEMS = 20
 """Problems listed one by one; the rest are counted."""
 CHUNK_BYTES = 1 << 20
-
-Row = tuple[int, dict[str, Any]]
-"""The line a row starts on, and its cells by column."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,15 @@ class PromptFile:
         path: The file.
         images: Images it asks for (`count` included).
         sha256: Of the file's bytes: names the same batch wherever the file lies.
+        name: The prompt set's own name, else the file's without its ending.
+        combinations: Different prompts that the prompt set could make; None for a file of prompts.
     """
 
     path: Path
     images: int
     sha256: str
+    name: str
+    combinations: int | None
     _stamp: tuple[int, int]
 
     def __len__(self) -> int:
@@ -54,7 +57,7 @@ class PromptFile:
         with _opened(self.path) as raw:
             if _stamp(raw) != self._stamp:
                 _fail(self.path, "has changed since it was checked.", "Start the batch again.")
-            for number, row in enumerate(_rows(self.path, raw), start=1):
+            for number, row in enumerate(_kind(self.path).rows(raw), start=1):
                 problems = [row] if isinstance(row, Problem) else []
                 if not isinstance(row, Problem):
                     prompts, problems = prompts_of_row(row[0], number, row[1])
@@ -63,59 +66,129 @@ class PromptFile:
                     _fail(self.path, f"has changed since it was checked: {problems[0]}.")
 
 
-def open_prompts(path: Path) -> PromptFile:
+def open_prompts(path: Path, *, most_problems: int = MAX_PROBLEMS) -> PromptFile:
     """Check a prompt file.
 
     The format follows the ending: .csv (with a header), .jsonl or .ndjson (an object a line), .txt
-    (a prompt a line). UTF-8, with or without a byte order mark.
+    (a prompt a line), .parquet, .yaml or .yml (a prompt set). Text is UTF-8, with or without a byte
+    order mark.
+
+    Args:
+        path: The file.
+        most_problems: How many defects the error lists in full.
 
     Raises:
-        InputError: Lists every defect by file, line and column; the first 20 in full.
+        InputError: Lists the defects by file, line and column.
+        StorageError: No room for a temporary file with the ids.
     """
     with _opened(path) as raw:
-        stamp, sha256 = _stamp(raw), _check_encoding(path, raw)
+        kind = _kind(path)
+        stamp, sha256 = _stamp(raw), _check_bytes(path, raw, text=kind.is_text)
+        name, combinations, images, found = path.stem, None, 0, 0
         problems: list[Problem] = []
-        images = found = 0
-        seen = _Seen()
-        for number, row in enumerate(_rows(path, raw), start=1):
-            if isinstance(row, Problem):
-                wrong = [row]
+        if kind.is_set:
+            try:
+                prompt_set = _read_set(raw)
+            except SetProblemsError as error:
+                problems, found = error.problems[:most_problems], len(error.problems)
             else:
-                prompts, wrong = prompts_of_row(row[0], number, row[1])
-                # A row that is wrong elsewhere still takes its id, so that one run tells everything.
-                ids = [prompt.id for prompt in prompts] or [str(row[1].get("id") or "")]
-                wrong += [clash for name in ids if name and (clash := seen.clash(name, row[0]))]
-                images += len(prompts)
-            found += len(wrong)
-            problems += wrong[: MAX_PROBLEMS - len(problems)]
+                name, images = prompt_set.file.name or name, prompt_set.images
+                combinations = prompt_set.combinations
+        else:
+            images, found, problems = _check_rows(kind, raw, most_problems)
     if problems:
         more = f"\n  and {found - len(problems)} more" if found > len(problems) else ""
         listed = "\n".join(f"  {path}, {problem}" for problem in problems)
         _fail(path, f"has {found} problem{'s' * (found > 1)}; nothing has been sent:\n{listed}{more}")
     if not images:
         _fail(path, "contains no prompts.")
-    return PromptFile(path, images, sha256, stamp)
+    return PromptFile(path, images, sha256, name, combinations, stamp)
 
 
-class _Seen:
-    """Remembers ids on disk. File systems of macOS and Windows ignore case, so ids do, too."""
+def _check_rows(kind: "_Kind", raw: BinaryIO, most: int) -> tuple[int, int, list[Problem]]:
+    """Images that the rows ask for, the number of defects, and the first `most` of them."""
+    images = found = 0
+    problems: list[Problem] = []
+    with UsedIds(kind.unit) as used:
+        for number, row in enumerate(kind.rows(raw), start=1):
+            if isinstance(row, Problem):
+                wrong = [row]
+            else:
+                prompts, wrong = prompts_of_row(row[0], number, row[1])
+                # A row that is wrong elsewhere still takes its id, so that one run tells everything.
+                ids = [prompt.id for prompt in prompts] or [str(row[1].get("id") or "")]
+                for prompt_id in ids:
+                    if prompts or name_problem(prompt_id) is None:
+                        used.add(prompt_id, row[0])
+                images += len(prompts)
+            found += len(wrong)
+            problems += wrong[: most - len(problems)]
+        clashing, clashes = used.clashes(most)
+    listed = sorted([*problems, *clashes], key=lambda problem: problem.line)[:most]
+    return images, found + clashing, [replace(p, unit=kind.unit) for p in listed]
 
-    def __init__(self) -> None:
-        self._ids = sqlite3.connect("")
-        self._ids.execute("CREATE TABLE ids (id BLOB PRIMARY KEY, line INTEGER) WITHOUT ROWID")
 
-    def clash(self, prompt_id: str, line: int) -> Problem | None:
-        """A problem if the id has been seen before; else remember it."""
-        folded = prompt_id.lower().encode(errors="surrogatepass")
-        try:
-            added = self._ids.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (folded, line)).rowcount
-            if added:
-                return None
-            (first,) = self._ids.execute("SELECT line FROM ids WHERE id = ?", (folded,)).fetchone()
-        except sqlite3.Error as error:
-            raise StorageError("Prompt ids cannot be kept in a temporary file.", why=str(error)) from None
-        what = f"{prompt_id[:MAX_NAME]!r} is already used on line {first} (upper or lower case is the same)"
-        return Problem(line, "id", what)
+def _read_set(raw: BinaryIO) -> PromptSet:
+    raw.seek(0)
+    # A little more than a set may have (UTF-8: up to four bytes a character), however long the file is.
+    return read_set(raw.read(4 * MAX_SET_BYTES + 4).decode("utf-8-sig", "ignore"))
+
+
+def _set_rows(raw: BinaryIO) -> Iterator[Row | Problem]:
+    try:
+        yield from _read_set(raw).rows()
+    except SetProblemsError as error:
+        yield from error.problems
+
+
+def _binary_rows(raw: BinaryIO) -> Iterator[Row | Problem]:
+    raw.seek(0)
+    return parquet_rows(raw)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a kind of file is read.
+
+    Attributes:
+        rows: From the file, wherever it stands.
+        unit: What its rows are counted in.
+    """
+
+    rows: Callable[[BinaryIO], Iterator[Row | Problem]]
+    unit: str = "line"
+    is_text: bool = True
+    is_set: bool = False
+
+
+def _lines(
+    reader: Callable[[TextIO], Iterator[Row | Problem]], newline: str | None = None
+) -> Callable[[BinaryIO], Iterator[Row | Problem]]:
+    """The rows of a file that is read line by line."""
+
+    def rows(raw: BinaryIO) -> Iterator[Row | Problem]:
+        raw.seek(0)
+        with open(raw.fileno(), encoding="utf-8-sig", newline=newline, closefd=False) as lines:
+            yield from reader(lines)
+
+    return rows
+
+
+_KINDS = {
+    ".csv": _Kind(_lines(csv_rows, newline="")),
+    ".jsonl": _Kind(_lines(json_rows)),
+    ".ndjson": _Kind(_lines(json_rows)),
+    ".txt": _Kind(_lines(text_rows)),
+    ".parquet": _Kind(_binary_rows, unit="row", is_text=False),
+    ".yaml": _Kind(_set_rows, is_set=True),
+    ".yml": _Kind(_set_rows, is_set=True),
+}
+ENDINGS = tuple(_KINDS)
+"""Of prompt files, in lower case."""
+
+
+def _kind(path: Path) -> _Kind:
+    return _KINDS[path.suffix.lower()]
 
 
 def _fail(path: Path, what: str, fix: str = "Correct the file and run again.") -> NoReturn:
@@ -123,8 +196,8 @@ def _fail(path: Path, what: str, fix: str = "Correct the file and run again.") -
 
 
 def _opened(path: Path) -> BinaryIO:
-    if path.suffix.lower() not in _READERS:
-        known = ", ".join(_READERS)
+    if path.suffix.lower() not in _KINDS:
+        known = ", ".join(_KINDS)
         _fail(path, f"has the ending {path.suffix!r}; known are {known}.", "Rename or convert it.")
     try:
         if not path.exists():
@@ -141,8 +214,13 @@ def _stamp(raw: BinaryIO) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _check_encoding(path: Path, raw: BinaryIO) -> str:
-    """The SHA-256 of the file, once every byte of it is known to be UTF-8."""
+def _check_bytes(path: Path, raw: BinaryIO, *, text: bool) -> str:
+    """The SHA-256 of the file; of a text, once every byte of it is known to be UTF-8."""
+    if not text:
+        whole = hashlib.sha256()
+        while chunk := raw.read(CHUNK_BYTES):
+            whole.update(chunk)
+        return whole.hexdigest()
     digest, decode = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     offset, line = 0, 1
     while True:
@@ -161,101 +239,3 @@ def _check_encoding(path: Path, raw: BinaryIO) -> str:
         offset += len(chunk)
         if not chunk:
             return digest.hexdigest()
-
-
-def _rows(path: Path, raw: BinaryIO) -> Iterator[Row | Problem]:
-    raw.seek(0)
-    newline = "" if path.suffix.lower() == ".csv" else None
-    with open(raw.fileno(), encoding="utf-8-sig", newline=newline, closefd=False) as lines:
-        yield from _READERS[path.suffix.lower()](lines)
-
-
-def _column_problem(column: str) -> str | None:
-    if column in COLUMNS or (column.startswith(FREE_PREFIX) and column.isascii() and column.isidentifier()):
-        return None
-    return (
-        f"is not a known column. Known are {', '.join(COLUMNS)}; "
-        f"a column of your own must start with {FREE_PREFIX!r} (it is kept in the manifest)"
-    )
-
-
-def _header_problems(header: list[str], line: int) -> list[Problem]:
-    problems = []
-    for position, column in enumerate(header):
-        if column in header[:position]:
-            problems.append(Problem(line, repr(column), "appears twice in the header"))
-        elif wrong := _column_problem(column):
-            if {";", "\t"} & set(column):
-                wrong += "; is the file separated by something other than commas?"
-            problems.append(Problem(line, repr(column[:60]), wrong))
-    if "prompt" not in header:
-        problems.append(Problem(line, "prompt", "is missing: the header must name it"))
-    return problems
-
-
-def _csv_rows(lines: TextIO) -> Iterator[Row | Problem]:
-    reader = csv.reader(lines, strict=True)
-    header: list[str] | None = None
-    line = 1
-    try:
-        for cells in reader:
-            if not any(cells):
-                pass
-            elif header is None:
-                header = [cell.strip() for cell in cells]
-                if problems := _header_problems(header, line):
-                    yield from problems
-                    return
-            elif len(cells) != len(header):
-                yield Problem(line, "", f"has {len(cells)} cells, the header has {len(header)}")
-            else:
-                yield line, dict(zip(header, (cell.strip() for cell in cells), strict=True))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        yield Problem(line, "", f"is not valid CSV: {error}")
-
-
-def _json_rows(lines: TextIO) -> Iterator[Row | Problem]:
-    for line, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            column, reason = "", str(error)
-            if isinstance(error, json.JSONDecodeError):
-                column, reason = str(error.colno), error.msg
-            yield Problem(line, column, f"is not valid JSON: {reason}")
-            continue
-        if not isinstance(values, dict):
-            yield Problem(line, "", "is not a JSON object")
-            continue
-        unknown = [Problem(line, repr(c[:60]), wrong) for c in values if (wrong := _column_problem(c))]
-        yield from unknown
-        if not unknown:
-            yield line, values
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key appears twice")
-    return values
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _text_rows(lines: TextIO) -> Iterator[Row | Problem]:
-    for line, text in enumerate(lines, start=1):
-        if text.strip():
-            yield line, {"prompt": text.rstrip("\n")}
-
-
-_READERS: dict[str, Callable[[TextIO], Iterator[Row | Problem]]] = {
-    ".csv": _csv_rows,
-    ".jsonl": _json_rows,
-    ".ndjson": _json_rows,
-    ".txt": _text_rows,
-}

@@ -55,15 +55,26 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A defect of a prompt file: where, and what."""
+    """A defect of a prompt file: where, and what.
+
+    Attributes:
+        line: From 1; 0 where the defect is the whole file's.
+        column: Or the field of a prompt set; may be "".
+        message: What is wrong, to be read after the place.
+        unit: What `line` counts: lines, or the rows of a file that has no lines.
+        part: What `column` is: a column, or a field.
+    """
 
     line: int
     column: str
     message: str
+    unit: str = "line"
+    part: str = "column"
 
     def __str__(self) -> str:
-        where = f"line {self.line}" + (f", column {self.column}" if self.column else "")
-        return f"{where}: {self.message}"
+        where = [f"{self.unit} {self.line}"] if self.line else []
+        where += [f"{self.part} {self.column}"] if self.column else []
+        return f"{', '.join(where)}: {self.message}" if where else self.message
 
 
 def derived_seed(prompt: str, prompt_id: str) -> int:
@@ -98,36 +109,20 @@ def prompts_of_row(line: int, row: int, values: Mapping[str, Any]) -> tuple[list
     """The prompts of one row (`count` of them), or what is wrong with it.
 
     Args:
-        line: Line of the file, for messages.
+        line: Line (or row) of the file, for messages.
         row: Number of the row, from 1: part of the id of a row that has none.
         values: Cells by column: text, or JSON values. None and "" mean absent.
     """
-    problems: list[Problem] = []
-    given = {column: value for column, value in values.items() if value is not None and value != ""}
-
-    def take(column: str, check: Callable[[Any], Any], default: Any) -> Any:
-        if column not in given:
-            return default
-        try:
-            return check(given[column])
-        except ValueError as error:
-            problems.append(Problem(line, column, str(error)))
-            return default
-
-    text = take("prompt", _prompt_text, None)
-    if text is None and not problems:
-        problems.append(Problem(line, "prompt", "is empty"))
-    negative = take("negative_prompt", _text, "")
-    seed = take("seed", _whole(0, MAX_SEED), None)
-    size = take("size", _size, None)
-    steps = take("steps", _whole(1, 1000), None)
-    guidance = take("guidance", _guidance, None)
-    count = take("count", _whole(1, MAX_COUNT), 1)
-    name = take("id", _id, None)
-    extra = {column: take(column, _free, None) for column in given if column.startswith(FREE_PREFIX)}
+    taken, problems = _checked(line, values)
+    if "prompt" not in taken and not any(problem.column == "prompt" for problem in problems):
+        problems.insert(0, Problem(line, "prompt", "is empty"))
     if problems:
         return [], problems
 
+    text, seed, name = taken["prompt"], taken.get("seed"), taken.get("id")
+    negative, count = taken.get("negative_prompt", ""), taken.get("count", 1)
+    size, steps, guidance = taken.get("size"), taken.get("steps"), taken.get("guidance")
+    extra = {column: value for column, value in taken.items() if column.startswith(FREE_PREFIX)}
     if name is None:
         content = json.dumps([text, negative, seed, size, steps, guidance])
         name = f"{row:06d}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
@@ -135,7 +130,7 @@ def prompts_of_row(line: int, row: int, values: Mapping[str, Any]) -> tuple[list
     for copy in range(count):
         own = name if count == 1 else f"{name}-{copy + 1}"
         if wrong := name_problem(own):
-            return [], [Problem(line, "id", f"{_shown(own)}, made by count, {wrong}")]
+            return [], [Problem(line, "id", f"{shown(own)}, made by count, {wrong}")]
         own_seed = derived_seed(text, own) if seed is None else seed + copy
         if own_seed > MAX_SEED:
             return [], [Problem(line, "seed", f"plus count is above {MAX_SEED}")]
@@ -143,28 +138,54 @@ def prompts_of_row(line: int, row: int, values: Mapping[str, Any]) -> tuple[list
     return prompts, []
 
 
-def _shown(value: object) -> str:
+def _checked(line: int, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """What is given, converted, by column; and what is wrong with the rest."""
+    taken: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for column, value in values.items():
+        if value is None or value == "":
+            continue
+        check = _CHECKS.get(column) or (free_value if column.startswith(FREE_PREFIX) else None)
+        if check is not None:
+            try:
+                taken[column] = check(value)
+            except ValueError as error:
+                problems.append(Problem(line, column, str(error)))
+    return taken, problems
+
+
+def shown(value: object) -> str:
     """The value for a message, never a 100 kB one."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
-def _text(value: object) -> str:
+def text_value(value: object) -> str:
+    """The text without the white space around it.
+
+    Raises:
+        ValueError: It is too long, or holds what is no text.
+    """
     if not isinstance(value, str):
-        raise ValueError(f"must be text, is {_shown(value)}")
+        raise ValueError(f"must be text, is {shown(value)}")
     if len(value) > MAX_PROMPT:
         raise ValueError(f"has {len(value):,} characters; at most {MAX_PROMPT:,} are allowed")
     if bad := _CONTROL.search(value):
         raise ValueError(f"contains the control character {bad.group()!r}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("contains half of a surrogate pair, which is not a character") from None
+    _check_characters(value)
     return value.strip()
 
 
+def _check_characters(text: str) -> None:
+    """Raise ValueError for what JSON can spell and UTF-8, and so Parquet and an endpoint, cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("contains half of a surrogate pair, which is not a character") from None
+
+
 def _prompt_text(value: object) -> str:
-    text = _text(value)
+    text = text_value(value)
     if not text:
         raise ValueError("is empty")
     return text
@@ -174,9 +195,9 @@ def _id(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"must be text, is {_shown(value)}")
+        raise ValueError(f"must be text, is {shown(value)}")
     if wrong := name_problem(value):
-        raise ValueError(f"{_shown(value)} {wrong}")
+        raise ValueError(f"{shown(value)} {wrong}")
     return value
 
 
@@ -191,16 +212,19 @@ def _whole(low: int, high: int) -> Callable[[object], int]:
         elif isinstance(value, int) and not isinstance(value, bool):
             number = value
         if number is None:
-            raise ValueError(f"must be a whole number, is {_shown(value)}")
+            raise ValueError(f"must be a whole number, is {shown(value)}")
         if not low <= number <= high:
-            raise ValueError(f"must be {low} to {high}, is {_shown(value)}")
+            raise ValueError(f"must be {low} to {high}, is {shown(value)}")
         return number
 
     return check
 
 
+_pixels = _whole(8, 4096)
+
+
 def _size(value: object) -> int:
-    size = _whole(8, 4096)(value)
+    size = _pixels(value)
     if size % 8:
         raise ValueError(f"must be a multiple of 8, is {size}; the nearest is {round(size / 8) * 8}")
     return size
@@ -212,17 +236,40 @@ def _guidance(value: object) -> float:
     except (ValueError, OverflowError):
         number = None
     if number is None or isinstance(value, bool):
-        raise ValueError(f"must be a number, is {_shown(value)}")
+        raise ValueError(f"must be a number, is {shown(value)}")
     if not math.isfinite(number) or not 0 <= number <= 100:
-        raise ValueError(f"must be 0 to 100, is {_shown(value)}")
+        raise ValueError(f"must be 0 to 100, is {shown(value)}")
     return number
 
 
-def _free(value: object) -> object:
+def free_value(value: object) -> object:
+    """The value of a free column, as it is.
+
+    Raises:
+        ValueError: JSON cannot hold it, or it is too long.
+    """
+    if isinstance(value, str) and len(value) <= MAX_PROMPT // 12 - 1:
+        # Short enough even where JSON needs 12 characters for one.
+        _check_characters(value)
+        return value
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
         raise ValueError("contains a number that JSON cannot hold") from None
     if len(text) > MAX_PROMPT:
         raise ValueError(f"has {len(text):,} characters; at most {MAX_PROMPT:,} are allowed")
+    if not isinstance(value, (int, float)):
+        _check_characters(json.dumps(value, ensure_ascii=False))
     return value
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "id": _id,
+    "prompt": _prompt_text,
+    "negative_prompt": text_value,
+    "seed": _whole(0, MAX_SEED),
+    "size": _size,
+    "steps": _whole(1, 1000),
+    "guidance": _guidance,
+    "count": _whole(1, MAX_COUNT),
+}

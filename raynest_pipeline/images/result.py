@@ -1,15 +1,27 @@
 """The figures of a batch while it runs and when it is over."""
 
 import math
+import random
 import threading
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import NamedTuple
 
 from raynest_pipeline.errors import BatchError
 
 MAX_LISTED = 100
 """Failures listed one by one; all are in the manifest."""
+LATENCIES = 50_000
+"""Latencies kept for the percentiles."""
+
+
+class HourlyPrice(NamedTuple):
+    """What the cluster costs an hour."""
+
+    amount: Decimal
+    currency: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,15 @@ class Progress:
     seconds: float
     outage: str = ""
     """Why the endpoint is waited for; "" while it answers."""
+    recent: float | None = None
+    """Images per second over the last half minute; None: not measured."""
+    in_flight: int = 0
+    """Images asked for that have not come yet."""
+    concurrency: int = 0
+    """How many may be in flight at present."""
+    cost: Decimal | None = None
+    """Of the run so far; None: the price is not known."""
+    currency: str = ""
 
     @property
     def done(self) -> int:
@@ -45,20 +66,47 @@ class Progress:
         return self.made / self.seconds if self.seconds > 0 else 0.0
 
     @property
+    def pace(self) -> float:
+        """Images per second at present, as far as it is measured."""
+        return self.images_per_second if self.recent is None else self.recent
+
+    @property
     def eta_seconds(self) -> float | None:
         """Seconds to the end at the present pace; None when that cannot be said."""
-        if self.total is None or self.images_per_second == 0:
+        if self.total is None or self.pace <= 0:
             return None
-        return max(0, self.total - self.done) / self.images_per_second
+        return max(0, self.total - self.done) / self.pace
 
     def __str__(self) -> str:
         of = f" of {self.total:,}" if self.total is not None else ""
-        parts = [f"{self.done:,}{of} images", f"{self.images_per_second:.2f}/s"]
+        parts = [f"{self.done:,}{of} images", f"{self.pace:.2f}/s"]
+        if self.recent is not None and abs(self.recent - self.images_per_second) > 0.1 * self.recent:
+            parts[-1] += f" ({self.images_per_second:.2f}/s in all)"
         parts += [f"{self.reused:,} reused"] if self.reused else []
         parts += [f"{self.failed:,} failed"] if self.failed else []
-        parts += [f"{self.eta_seconds:.0f} s left"] if (self.eta_seconds or 0) >= 1 else []
+        parts += [f"{duration(self.eta_seconds or 0)} left"] if (self.eta_seconds or 0) >= 1 else []
+        parts += [f"{self.in_flight} of {self.concurrency} in flight"] if self.in_flight else []
+        parts += [f"cost {money(self.cost, self.currency)}"] if self.cost is not None else []
         parts += [f"waiting: {self.outage}"] if self.outage else []
         return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: `42 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def cost_of(price: HourlyPrice | None, seconds: float) -> Decimal | None:
+    """What `seconds` cost; None when the price is not known. To a hundredth of a cent."""
+    return (price.amount * Decimal(seconds) / 3600).quantize(Decimal("0.0001")) if price else None
+
+
+def money(amount: Decimal, currency: str) -> str:
+    """An amount for people; small ones to a hundredth of a cent."""
+    return f"{amount:,.2f} {currency}" if amount >= 1 else f"{amount:.4f} {currency}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +125,7 @@ class BatchResult:
         ignored: Parameters that prompts name and the endpoint does not take.
         model, revision: As the endpoint names them; "" when it does not.
         stopped: Whether `should_stop` ended it early.
+        cost: Of this run, in `currency`; None: the price is not known.
     """
 
     made: int
@@ -90,6 +139,8 @@ class BatchResult:
     model: str = ""
     revision: str = ""
     stopped: bool = False
+    cost: Decimal | None = None
+    currency: str = ""
 
     @property
     def total(self) -> int:
@@ -119,7 +170,8 @@ def too_many_failed(result: BatchResult, max_failed_share: float) -> BatchError 
 
 @dataclass
 class Tally:
-    """Counts as the batch goes, from several threads. Memory: four bytes an image."""
+    """Counts as the batch goes, from several threads. Its memory is bounded: beyond `LATENCIES` images the
+    percentiles are those of a random sample of so many (Vitter's algorithm R, 1985)."""
 
     made: int = 0
     reused: int = 0
@@ -131,13 +183,21 @@ class Tally:
     ignored: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def done(self) -> int:
+        """Images that are settled."""
+        return self.made + self.reused + self.failed
+
     def add_made(self, latency_ms: float, ignored: Iterable[str]) -> None:
         """Count an image made."""
         with self._lock:
             self.ignored.update(ignored)
             self.made += 1
             self.fruitless = 0
-            self.latencies_ms.append(latency_ms)
+            if len(self.latencies_ms) < LATENCIES:
+                self.latencies_ms.append(latency_ms)
+            elif (place := random.randrange(self.made)) < LATENCIES:
+                self.latencies_ms[place] = latency_ms
 
     def add_reused(self, ignored: Iterable[str]) -> None:
         """Count an image that was there."""

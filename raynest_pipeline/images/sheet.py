@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raynest_pipeline.images.manifest import Record
-from raynest_pipeline.images.store import SHEET, BatchFolder
+from raynest_pipeline.images.batch_store import SHEET, BatchStore
+from raynest_pipeline.images.record import Record
+from raynest_pipeline.images.summary import MOST_SHOWN, Summary, even
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
 INLINE_WIDTH = 450
 INLINE_CHARACTERS = 60_000
-MAX_CELLS = 60
+SMALL_WIDTH = 360
+SMALL_CELLS = 12
+MAX_CELLS = MOST_SHOWN
 """Images on a full sheet; of a larger batch, a selection at even distances."""
 BACKGROUND, INK, FAINT, WARNING = "#f7f7f5", "#1c1c1c", "#6b6b6b", "#b3261e"
 MARGIN = 10
@@ -38,8 +41,8 @@ class _Layout:
         return round(self.font_size * 1.35)
 
 
-def write_sheet(store: BatchFolder, records: Sequence[Record]) -> str:
-    """Write `sheet.jpg` with the finished images among `records`.
+def write_sheet(store: BatchStore, batch: Summary) -> str:
+    """Write `sheet.jpg` with the images of a batch.
 
     Returns:
         Its name, relative to the batch's folder.
@@ -47,21 +50,21 @@ def write_sheet(store: BatchFolder, records: Sequence[Record]) -> str:
     Raises:
         StorageError: It cannot be written.
     """
-    columns = 6 if len(records) > 12 else 4
-    layout = _Layout(columns=columns, cell=_whole_multiple(records, 256), caption_lines=4, font_size=14)
-    image = _compose(store, records, layout, MAX_CELLS)
+    columns = 6 if batch.finished + batch.failed > 12 else 4
+    layout = _Layout(columns=columns, cell=_whole_multiple(batch.shown, 256), caption_lines=4, font_size=14)
+    image = _compose(store, batch, layout, MAX_CELLS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90, optimize=True)
     store.write(SHEET, buffer.getvalue())
     return SHEET
 
 
-def inline_sheet(store: BatchFolder, records: Sequence[Record]) -> str:
+def inline_sheet(store: BatchStore, batch: Summary) -> str:
     """A markdown image with the sheet in it: at most 450 pixels wide and 60,000 characters long."""
     layout = _Layout(columns=4, cell=(INLINE_WIDTH - 5 * MARGIN) // 4, caption_lines=1, font_size=10)
     markdown = ""
     for cells in (16, 12, 8, 4, 2, 1):
-        image = _compose(store, records, layout, cells)
+        image = _compose(store, batch, layout, cells)
         for quality in (85, 70, 55, 40):
             buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=quality, optimize=True)
@@ -70,6 +73,16 @@ def inline_sheet(store: BatchFolder, records: Sequence[Record]) -> str:
             if len(markdown) <= INLINE_CHARACTERS:
                 return markdown
     return markdown
+
+
+def small_sheet(store: BatchStore, batch: Summary) -> bytes:
+    """A JPEG of up to 12 images for the UI to show in place: the metadata table of a window 1400 pixels wide
+    leaves 370 for it.
+    """
+    layout = _Layout(columns=3, cell=(SMALL_WIDTH - 4 * MARGIN) // 3, caption_lines=1, font_size=10)
+    buffer = io.BytesIO()
+    _compose(store, batch, layout, SMALL_CELLS).save(buffer, "JPEG", quality=85, optimize=True)
+    return buffer.getvalue()
 
 
 def chosen(records: Sequence[Record], most: int) -> list[Record]:
@@ -81,11 +94,7 @@ def chosen(records: Sequence[Record], most: int) -> list[Record]:
         (record for record in records if record.file is not None and record.status != "failed"),
         key=lambda record: record.id,
     )
-    if len(finished) <= most:
-        return finished
-    if most == 1:
-        return finished[:1]
-    return [finished[round(i * (len(finished) - 1) / (most - 1))] for i in range(most)]
+    return [finished[i] for i in even(len(finished), most)]
 
 
 def _whole_multiple(records: Sequence[Record], most: int) -> int:
@@ -94,10 +103,10 @@ def _whole_multiple(records: Sequence[Record], most: int) -> int:
     return most // side * side if 0 < side <= most else most
 
 
-def _compose(store: BatchFolder, records: Sequence[Record], layout: _Layout, most: int) -> "Image.Image":
+def _compose(store: BatchStore, batch: Summary, layout: _Layout, most: int) -> "Image.Image":
     from PIL import Image, ImageDraw, ImageFont  # slow to import, and not needed to make a batch
 
-    shown = chosen(records, most)
+    shown = chosen(batch.shown, most)
     font = ImageFont.load_default(layout.font_size)
     rows = max(1, -(-len(shown) // layout.columns))
     pitch = layout.cell + layout.caption_lines * layout.line_height + MARGIN
@@ -105,7 +114,7 @@ def _compose(store: BatchFolder, records: Sequence[Record], layout: _Layout, mos
     head = 2 * layout.line_height + 2 * MARGIN
     sheet = Image.new("RGB", (width, head + rows * pitch), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    _title(draw, store.batch_id, records, len(shown), font, layout, width)
+    _title(draw, store.batch_id, batch, len(shown), font, layout, width)
     for index, record in enumerate(shown):
         left = MARGIN + (index % layout.columns) * (layout.cell + MARGIN)
         top = head + (index // layout.columns) * pitch
@@ -125,17 +134,17 @@ def _compose(store: BatchFolder, records: Sequence[Record], layout: _Layout, mos
 def _title(
     draw: "ImageDraw.ImageDraw",
     batch_id: str,
-    records: Sequence[Record],
+    batch: Summary,
     shown: int,
     font: "ImageFont.FreeTypeFont | ImageFont.ImageFont",
     layout: _Layout,
     width: int,
 ) -> None:
-    finished = sum(record.status != "failed" for record in records)
-    counts = f"{shown} of {finished} images" if shown < finished else f"{finished} images"
-    if failed := len(records) - finished:
-        counts += f", {failed} failed"
-    models = sorted({record.model for record in records if record.model})
+    finished = batch.finished
+    counts = f"{shown:,} of {finished:,} images" if shown < finished else f"{finished:,} images"
+    if batch.failed:
+        counts += f", {batch.failed:,} failed"
+    models = sorted({record.model for record in batch.shown if record.model})
     name = _readable(", ".join(models)) or "not named by the endpoint"
     untrained = "untrained" in name or "random weights" in name
     room = width - 2 * MARGIN
@@ -148,7 +157,7 @@ def _title(
     )
 
 
-def _picture(store: BatchFolder, record: Record, side: int) -> "Image.Image | None":
+def _picture(store: BatchStore, record: Record, side: int) -> "Image.Image | None":
     from PIL import Image
 
     data = store.read(record.file) if record.file else None

@@ -1,8 +1,4 @@
-"""Where a batch lies: `<root>/<batch id>/images/*.png`, `manifest.jsonl`, `sheet.jpg`.
-
-Names go in and out as text relative to the batch's folder, with forward slashes, so that a store on
-an object store can stand in for this one.
-"""
+"""A batch in a folder of this machine: `<root>/<batch id>/images/*.png`, `manifest.jsonl`, `sheet.jpg`."""
 
 import errno
 import fcntl
@@ -13,20 +9,29 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raynest_pipeline.errors import InputError, RefusedError, StorageError
-from raynest_pipeline.images.names import MAX_FILE_NAME, name_problem
+from raynest_pipeline.images.batch_store import IMAGES, MANIFEST, SHEET, Entry, checked_name
+from raynest_pipeline.images.names import name_problem
 
-IMAGES = "images"
-MANIFEST = "manifest.jsonl"
-SHEET = "sheet.jpg"
+if TYPE_CHECKING:
+    from raynest_pipeline.images.manifest import Manifest
+    from raynest_pipeline.images.shared_keys import SharedKeys
+
+__all__ = ["IMAGES", "MANIFEST", "SHEET", "BatchFolder", "storage_error"]
+
 LOCK = ".lock"
 _TEMPORARY = ".part-"
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR}
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class BatchFolder:
-    """The folder of one batch. Every write is whole or not there at all."""
+    """The folder of one batch (a `BatchStore`). Every write is whole or not there at all."""
+
+    remote = False
 
     def __init__(self, root: Path, batch_id: str) -> None:
         """
@@ -41,7 +46,9 @@ class BatchFolder:
         if wrong := name_problem(batch_id):
             raise InputError(f"The batch id {batch_id[:140]!r} {wrong}.", fix="Choose another id.")
         self.batch_id = batch_id
-        self.path = root.expanduser().absolute() / batch_id
+        self.root = root.expanduser().absolute()
+        self.path = self.root / batch_id
+        self._folder = str(self.path)
         try:
             (self.path / IMAGES).mkdir(parents=True, exist_ok=True)
             inside = (self.path / IMAGES).resolve().is_relative_to(root.expanduser().resolve())
@@ -65,9 +72,13 @@ class BatchFolder:
 
     def image_path(self, name: str) -> Path:
         """Where a stored image lies on this disk."""
-        return self.path / self._checked(name)
+        return self.path / checked_name(name)
 
-    def write(self, name: str, data: bytes, *, to_go: int = 1) -> None:
+    def place(self, name: str = "") -> str:
+        """The path of a name, or of the folder."""
+        return str(self.path / checked_name(name) if name else self.path)
+
+    def write(self, name: str, data: bytes, *, to_go: int = 1) -> str:
         """Put `data` under `name` ("images/x.png"), atomically: readers see the old file or the new one.
 
         Args:
@@ -76,7 +87,7 @@ class BatchFolder:
         Raises:
             StorageError: Disk full (says how much is needed), no permission.
         """
-        final = self.path / self._checked(name)
+        final = self.path / checked_name(name)
         # The lock keeps other processes out; the thread's number keeps this one's threads apart.
         temporary = final.with_name(f"{_TEMPORARY}{threading.get_native_id()}-{final.name}")
         try:
@@ -87,7 +98,9 @@ class BatchFolder:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
+                    stamp = str(os.fstat(file.fileno()).st_mtime_ns)
                 os.replace(temporary, final)
+                return stamp
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -97,7 +110,7 @@ class BatchFolder:
     def read(self, name: str) -> bytes | None:
         """The bytes under `name`; None when there are none."""
         try:
-            return (self.path / self._checked(name)).read_bytes()
+            return (self.path / checked_name(name)).read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -105,7 +118,7 @@ class BatchFolder:
 
     def holds(self, name: str, size: int, sha256: str) -> bool:
         """Whether `name` is there with this very content (size in bytes, SHA-256 in hex)."""
-        path = self.path / self._checked(name)
+        path = self.path / checked_name(name)
         try:
             if path.stat().st_size != size:
                 return False
@@ -115,6 +128,96 @@ class BatchFolder:
             return False
         except OSError as error:
             raise storage_error(error, path) from None
+
+    def entry(self, name: str) -> Entry | None:
+        """Size and modification time of `name`; None when it is not there."""
+        # Once for each image of a resumed batch: pathlib would take most of the time.
+        path = f"{self._folder}/{checked_name(name)}"
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(error, Path(path)) from None
+        return Entry(name, status.st_size, str(status.st_mtime_ns))
+
+    def entries(self) -> Iterator[Entry]:
+        """All that lies under `images/`, in any order; one walk, whatever the number."""
+        try:
+            with os.scandir(self.path / IMAGES) as found:
+                for file in found:
+                    # A link's own size and time are never those on record: what it leads to is read.
+                    status = file.stat(follow_symlinks=False)
+                    yield Entry(f"{IMAGES}/{file.name}", status.st_size, str(status.st_mtime_ns))
+        except OSError as error:
+            raise storage_error(error, self.path / IMAGES) from None
+
+    def names(self) -> list[str]:
+        """The files beside `images/`."""
+        try:
+            return sorted(p.name for p in self.path.iterdir() if p.is_file() and not name_problem(p.name))
+        except OSError as error:
+            raise storage_error(error, self.path) from None
+
+    def remove(self, name: str) -> None:
+        """Take `name` away; it may be gone already."""
+        path = self.path / checked_name(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, path) from None
+
+    def put_file(self, path: Path, name: str) -> None:
+        """Put a copy of `path` under `name`, atomically.
+
+        Raises:
+            StorageError: Disk full, no permission, or `path` cannot be read.
+        """
+        final = self.path / checked_name(name)
+        temporary = final.with_name(f"{_TEMPORARY}{threading.get_native_id()}-{final.name}")
+        try:
+            try:
+                with path.open("rb") as source, temporary.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, final)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise storage_error(error, final) from None
+
+    def local(self, name: str) -> Path | None:
+        """The file itself; None when it is not there."""
+        path = self.path / checked_name(name)
+        return path if path.is_file() else None
+
+    def take_over(self, batch_id: str, name: str, own: str) -> Entry | None:
+        """Link a file of another batch here; where the file system has no hard links, copy it.
+
+        None when it is not there.
+        """
+        other = self.root / checked_name(batch_id) / checked_name(name)
+        final = self.path / checked_name(own)
+        temporary = final.with_name(f"{_TEMPORARY}{threading.get_native_id()}-{final.name}")
+        try:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(other, temporary, follow_symlinks=False)
+            except OSError as error:
+                if error.errno in _NO_FILE:
+                    return None
+                if error.errno not in _NO_LINKS:
+                    raise
+                self.put_file(other, own)
+                return self.entry(own)
+            os.replace(temporary, final)
+            # rename(2) does nothing when both names are the same file already.
+            temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, final) from None
+        return self.entry(own)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -143,7 +246,7 @@ class BatchFolder:
             try:
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-                for left in (self.path / IMAGES).glob(f"{_TEMPORARY}*"):
+                for left in self.path.rglob(f"{_TEMPORARY}*"):
                     left.unlink(missing_ok=True)
             except OSError as error:
                 raise storage_error(error, self.path) from None
@@ -151,12 +254,21 @@ class BatchFolder:
         finally:
             os.close(handle)
 
-    def _checked(self, name: str) -> str:
-        """`name`, unless it is a way out: each part must be a safe name."""
-        parts = name.split("/")
-        if len(parts) > 2 or any(name_problem(part, MAX_FILE_NAME) for part in parts):
-            raise StorageError(f"{name[:300]!r} is not a name inside the batch's folder.")
-        return name
+    def open_manifest(self) -> "Manifest":
+        """The manifest, for appending; only inside `exclusive`."""
+        from raynest_pipeline.images.manifest import Manifest
+
+        return Manifest(self.manifest_path, shared=self.shared_keys())
+
+    def local_manifest(self) -> Path:
+        """The manifest's file."""
+        return self.manifest_path
+
+    def shared_keys(self) -> "SharedKeys":
+        """Which images of other batches of the output folder can be taken over."""
+        from raynest_pipeline.images.shared_keys import FolderKeys
+
+        return FolderKeys(self.root, self.batch_id)
 
 
 def storage_error(error: OSError, path: Path, needed: int = 0, to_go: int = 1) -> StorageError:

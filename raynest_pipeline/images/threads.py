@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from raynest_pipeline.images.interrupts import kept_interruptions
+
 T = TypeVar("T")
 
 SLICE_SECONDS = 0.2
@@ -34,12 +36,14 @@ def run_in_thread(
     """
     worker = _Worker(work)
     try:
-        worker.thread.start()
-        while not worker.ended(SLICE_SECONDS):
-            if on_slice is not None and on_slice():
-                worker.cancel()
-                worker.ended(CANCEL_SECONDS)
-                break
+        with kept_interruptions() as raise_kept:
+            worker.thread.start()
+            while not worker.ended(SLICE_SECONDS):
+                raise_kept()
+                if on_slice is not None and on_slice():
+                    worker.cancel()
+                    worker.ended(CANCEL_SECONDS)
+                    break
         return worker.outcome.result(timeout=0)
     finally:
         # Also the way out of an interruption, wherever in the lines above it landed.

@@ -11,8 +11,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from raynest_pipeline.serving.api import create_api
@@ -24,8 +24,9 @@ from raynest_pipeline.serving.contract import (
     Painting,
     PaintingFailed,
 )
+from raynest_pipeline.serving.meters import RayFaceMeter
 from raynest_pipeline.serving.options import ServingOptions, resolve_options
-from raynest_pipeline.serving.painter import painter_deployment
+from raynest_pipeline.serving.painter import Answer, painter_deployment
 
 
 class HandleBackend:
@@ -35,8 +36,8 @@ class HandleBackend:
         self._painter = painter
 
     async def paint(self, request: ImageRequest) -> Painting:
-        """Paint one image. Raises PainterBusy, PainterUnavailable or PaintingFailed."""
-        outcome: Painting | PainterBusy | PaintingFailed = await self._call("paint", request)
+        """Paint one image. Raises PainterBusy, PainterUnavailable, PaintingFailed or TimeoutError."""
+        outcome: Answer = await self._call("paint", request)
         if isinstance(outcome, Painting):
             return outcome
         raise outcome
@@ -54,10 +55,11 @@ class HandleBackend:
             raise PainterBusy("the queue is full") from error
         except DeploymentUnavailableError as error:
             raise PainterUnavailable(f"the model deployment failed: {error}") from error
-        except RayActorError as error:
-            raise PainterUnavailable(f"the model replica died: {type(error).__name__}") from error
         except RayTaskError as error:
-            raise PaintingFailed(str(error.cause)) from error
+            raise PaintingFailed(f"{type(error.cause).__name__}: {error.cause}") from error
+        except (RayError, RayServeException) as error:
+            # The replica died, or its node with the image that it had painted.
+            raise PainterUnavailable(f"the model replica died: {type(error).__name__}") from error
         finally:
             # A caller that went away, or a deadline: the request leaves the queue before it costs device
             # time.
@@ -74,7 +76,7 @@ class Imagine:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls it once per replica; the OpenAPI description carries this application's own limits."""
-        return create_api(self._backend, self._options)
+        return create_api(self._backend, self._options, RayFaceMeter())
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -86,9 +88,11 @@ def build(args: dict[str, Any]) -> serve.Application:
     ingress = serve.deployment(
         Imagine,
         name="Imagine",
+        # One: it only passes bytes on, and so /health counts everything.
         num_replicas=1,
-        # Room to spare: it is the Painter's own bound that answers 503, with a Retry-After.
-        max_ongoing_requests=2 * options.replica_capacity * options.replicas + 16,
+        # More than it lets wait: what is beyond that waits in Serve's proxy, without bound and deadline, and
+        # is to be answered 503 with a Retry-After instead.
+        max_ongoing_requests=options.most_in_work + 16,
         ray_actor_options={"num_cpus": 0.1},
     )
     application: serve.Application = ingress.bind(painter_deployment(options).bind(options), options)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 ImageFormat = Literal["png", "webp", "jpeg"]
 
@@ -44,6 +44,8 @@ class Painting:
     """Images in that batch."""
     filtered: bool = False
     """The model's own safety checker blacked the image out."""
+    made_with: dict[str, str] = field(default_factory=dict)
+    """What else changes the picture: `scheduler`, and `vae` where it is not the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,22 @@ class PainterFacts:
     default_steps: int
     default_guidance: float
     max_batch_size: int
+    replica: str = ""
+    """Serve's id of the replica that tells this; there may be others."""
+    waiting: int = 0
+    """Images in this replica's queue, without those on the device."""
+    images_painted: int = 0
+    """Images that have cost device time on this replica since it started, delivered or not."""
+    speed: dict[str, Any] = field(default_factory=dict)
+    """Precision aside, what makes it fast and which shapes are warm (see speed.Speed), and the work done."""
+    device_failure: str | None = None
+    """Why the device paints no more; Serve is about to replace the replica."""
+
+
+def in_full(value: float) -> str:
+    """A number as short as it goes and still the very same: who reads it makes the same image with it."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 class PaintingFailed(Exception):
@@ -80,7 +98,9 @@ class PainterBackend(Protocol):
     """How the HTTP layer reaches the model: through a Serve handle, or directly in a test."""
 
     async def paint(self, request: ImageRequest) -> Painting:
-        """Paint one image. Raises PainterBusy, PainterUnavailable or PaintingFailed."""
+        """Paint one image. Raises PainterBusy, PainterUnavailable, PaintingFailed, or TimeoutError when the
+        deadline passed in the queue. Cancelling it takes the image out of the queue.
+        """
         ...
 
     async def facts(self) -> PainterFacts:

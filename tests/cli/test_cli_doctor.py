@@ -11,6 +11,7 @@ from chain_kube import FakeKube, no_kuberay
 from chain_ports import KUBECONFIG, jwt
 from chain_world import World
 
+from raynest_pipeline.chain.gpu_check import GpuCheck
 from raynest_pipeline.cli import doctor
 from raynest_pipeline.cli.doctor import Finding, examine
 
@@ -137,3 +138,33 @@ class TestSandboxCommand:
         from raynest_pipeline.sandbox.faults import FAULTS
 
         assert raynest("sandbox", "fault", next(iter(FAULTS)), value).code == 2
+
+
+class TestCluster:
+    def found(self, monkeypatch: pytest.MonkeyPatch, check: GpuCheck, profile: str) -> Finding:
+        monkeypatch.setattr("raynest_pipeline.chain.profile.open_chain", lambda *a, **k: None)
+        monkeypatch.setattr("raynest_pipeline.chain.gpu_check.check_gpu", lambda chain: check)
+        monkeypatch.setenv("RAYNEST_PROFILE", profile)
+        (only,) = doctor.examine_cluster()
+        return only
+
+    def test_a_gpu_that_works(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = self.found(monkeypatch, GpuCheck(True, "1 GPU: NVIDIA A10", "", {"cuda": True}), "alibaba")
+        assert (found.ok, found.found) == (True, "1 GPU: NVIDIA A10")
+
+    def test_one_that_does_not_is_a_fault_in_a_cloud_and_none_in_the_sandbox(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        check = GpuCheck(False, "torch sees no CUDA device", "Check the driver.", {"cuda": False})
+        assert self.found(monkeypatch, check, "alibaba").ok is False
+        played = self.found(monkeypatch, check, "sandbox")
+        assert (played.ok, played.fix) == (None, "")
+
+    def test_different_versions_are_a_fault_everywhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        check = GpuCheck(False, "Ray Client: versions differ", "Install.", {"kind": "version"})
+        assert self.found(monkeypatch, check, "sandbox").ok is False
+
+    def test_a_chain_that_is_not_up_is_told_with_its_remedy(self, raynest: Raynest) -> None:
+        said = raynest("doctor", "--cluster")
+        assert said.code == 5
+        assert "The sandbox is not running." in said.out

@@ -33,6 +33,7 @@ from raynest_pipeline.dagster_home import (
 from raynest_pipeline.errors import BatchError, NotReadyError, RaynestError, RefusedError, SettingsError
 from raynest_pipeline.images.client import Image
 from raynest_pipeline.images.prompt_file import open_prompts
+from raynest_pipeline.images.summary import Summary
 from raynest_pipeline.settings import Profile, Settings, load_settings
 
 Raynest = Callable[..., Any]
@@ -216,22 +217,14 @@ class TestRunJob:
 @dataclass
 class FakeFolder:
     path: Path
-    good: set[str] = field(default_factory=set)
     batch_id = "b"
 
     @property
     def sheet_path(self) -> Path:
         return self.path / "sheet.jpg"
 
-    def holds(self, name: str, size: int, digest: str) -> bool:
-        return name in self.good
-
-
-@dataclass
-class FakeRecord:
-    file: str | None
-    size_bytes: int | None = 1
-    sha256: str | None = "x"
+    def place(self) -> str:
+        return str(self.path)
 
 
 @dataclass
@@ -245,27 +238,25 @@ class FakeResult:
 @dataclass
 class FakeOutcome:
     folder: FakeFolder
-    records: list[FakeRecord]
+    summary: Summary
     images: int
     result: FakeResult = field(default_factory=FakeResult)
 
 
 class TestDemo:
-    def outcome(self, tmp_path: Path, good: set[str], images: int = 2) -> Any:
-        return FakeOutcome(FakeFolder(tmp_path, good), [FakeRecord("a"), FakeRecord("b")], images)
+    def outcome(self, tmp_path: Path, summary: Summary, images: int = 2) -> Any:
+        return FakeOutcome(FakeFolder(tmp_path), summary, images)
 
     def test_every_image_must_be_there_and_whole(self, tmp_path: Path) -> None:
-        require_complete(self.outcome(tmp_path, {"a", "b"}))
+        require_complete(self.outcome(tmp_path, Summary(2, 0)))
         with pytest.raises(BatchError, match="1 of 2 images are missing or damaged"):
-            require_complete(self.outcome(tmp_path, {"a"}))
+            require_complete(self.outcome(tmp_path, Summary(2, 0, damaged=1)))
         with pytest.raises(BatchError, match="1 of 3"):
-            require_complete(self.outcome(tmp_path, {"a", "b"}, images=3))
+            require_complete(self.outcome(tmp_path, Summary(2, 0), images=3))
 
     def test_a_failed_record_is_a_missing_image(self, tmp_path: Path) -> None:
-        outcome = self.outcome(tmp_path, {"a", "b"})
-        outcome.records[1].file = None
         with pytest.raises(BatchError):
-            require_complete(outcome)
+            require_complete(self.outcome(tmp_path, Summary(1, 1)))
 
     def test_it_never_runs_in_a_cloud_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAYNEST_PROFILE", "alibaba")
@@ -280,7 +271,7 @@ class TestDemo:
 
         def generate(_: Settings, prompts: Path, *more: Any) -> Any:
             asked.append(prompts)
-            return self.outcome(tmp_path, {"a", "b"})
+            return self.outcome(tmp_path, Summary(2, 0))
 
         monkeypatch.setattr("raynest_pipeline.cli.app.run_generate", generate)
         chosen = load_settings().model_copy(update={"profile": Profile.SANDBOX})

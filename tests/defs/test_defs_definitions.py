@@ -14,6 +14,10 @@ from raynest_pipeline.definitions import build_definitions
 from raynest_pipeline.settings import Settings
 
 LINKS = {"cluster", "public_ip", "kubeconfig", "ray_service"}
+IMAGES = {"batch_images", "gallery"}
+BATCH_CHECKS = {
+    f"batch_images/{name}" for name in ("complete", "valid", "no_near_duplicates", "same_seed", "pace")
+}
 
 
 def of_profile(profile: str) -> dg.Definitions:
@@ -35,22 +39,21 @@ def checks(defs: dg.Definitions) -> set[str]:
 @pytest.mark.parametrize("profile", ["alibaba", "sandbox"])
 def test_a_profile_that_buys_has_everything(profile: str) -> None:
     defs = of_profile(profile)
-    assert set(assets(defs)) == LINKS | {"preflight", "batch_images"}
+    assert set(assets(defs)) == LINKS | IMAGES | {"preflight"}
     assert checks(defs) == {
         "cluster/healthy",
         "public_ip/healthy",
         "public_ip/worker_egress",
         "kubeconfig/healthy",
         "ray_service/healthy",
-        "batch_images/complete",
-        "batch_images/valid",
+        *BATCH_CHECKS,
     }
 
 
 def test_the_kubeconfig_profile_skips_what_is_there_already() -> None:
     defs = of_profile("kubeconfig")
-    assert set(assets(defs)) == {"ray_service", "batch_images"}
-    assert checks(defs) == {"ray_service/healthy", "batch_images/complete", "batch_images/valid"}
+    assert set(assets(defs)) == {"ray_service", *IMAGES}
+    assert checks(defs) == {"ray_service/healthy", *BATCH_CHECKS}
 
 
 @pytest.mark.parametrize("profile", ["alibaba", "sandbox", "kubeconfig"])
@@ -60,7 +63,7 @@ def test_jobs_sensors_schedules_and_resources(profile: str) -> None:
     repository = defs.get_repository_def()
     jobs = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
     assert jobs == {"provision", "redeploy", "plan", "teardown", "generate_batch"}
-    assert {sensor.name for sensor in repository.sensor_defs} == {"cluster_health"}
+    assert {sensor.name for sensor in repository.sensor_defs} == {"cluster_health", "inbox"}
     assert {schedule.name for schedule in repository.schedule_defs} == {"daily_batch"}
     assert set(repository.get_top_level_resources()) == {"raynest"}
 
@@ -68,8 +71,11 @@ def test_jobs_sensors_schedules_and_resources(profile: str) -> None:
 @pytest.mark.parametrize(
     ("profile", "order"),
     [
-        ("alibaba", ["preflight", "cluster", "public_ip", "kubeconfig", "ray_service", "batch_images"]),
-        ("kubeconfig", ["ray_service", "batch_images"]),
+        (
+            "alibaba",
+            ["preflight", "cluster", "public_ip", "kubeconfig", "ray_service", "batch_images", "gallery"],
+        ),
+        ("kubeconfig", ["ray_service", "batch_images", "gallery"]),
     ],
 )
 def test_the_graph_reads_from_left_to_right(profile: str, order: list[str]) -> None:
@@ -83,7 +89,7 @@ def test_every_asset_is_described_owned_and_grouped() -> None:
         assert node.description and len(node.description) > 40, name
         assert node.owners, name
         assert node.kinds, name
-        assert node.group_name == ("images" if name == "batch_images" else "chain")
+        assert node.group_name == ("images" if name in IMAGES else "chain")
         assert len(name) <= 28, "longer names are cut in the graph"
 
 
@@ -100,8 +106,30 @@ def test_every_check_job_sensor_and_schedule_is_described() -> None:
 
 def test_only_batches_are_partitioned() -> None:
     found = assets(of_profile("alibaba"))
-    assert [name for name, node in found.items() if node.partitions_def] == ["batch_images"]
-    assert found["batch_images"].partitions_def.name == "batches"
+    assert {name for name, node in found.items() if node.partitions_def} == IMAGES
+    assert {found[name].partitions_def.name for name in IMAGES} == {"batches"}
+
+
+@pytest.mark.parametrize(
+    ("per_run", "policy"),
+    [
+        (0, dg.BackfillPolicy.single_run()),
+        (1, dg.BackfillPolicy.multi_run(1)),
+        (7, dg.BackfillPolicy.multi_run(7)),
+    ],
+)
+def test_a_backfill_takes_as_many_batches_a_run_as_the_settings_say(
+    per_run: int, policy: dg.BackfillPolicy
+) -> None:
+    found = assets(build_definitions(Settings(batch={"batches_per_run": per_run})))  # type: ignore[arg-type]
+    assert {found[name].backfill_policy for name in IMAGES} == {policy}
+
+
+def test_batches_share_the_pool_of_the_endpoint() -> None:
+    found = assets(of_profile("alibaba"))
+    assert {name: node.pools for name, node in found.items() if node.pools} == {
+        "batch_images": {"gpu_endpoint"}
+    }
 
 
 @pytest.mark.parametrize(
@@ -109,7 +137,7 @@ def test_only_batches_are_partitioned() -> None:
     [
         ("alibaba", "provision", LINKS | {"preflight"}),
         ("alibaba", "redeploy", LINKS),
-        ("alibaba", "generate_batch", {"batch_images"}),
+        ("alibaba", "generate_batch", IMAGES),
         ("kubeconfig", "provision", {"ray_service"}),
         ("kubeconfig", "redeploy", {"ray_service"}),
     ],

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import pytest
 from chain_world import World
 
 from raynest_pipeline.chain.chain import Chain
-from raynest_pipeline.defs.images.partitions import BATCHES
+from raynest_pipeline.defs.images.checks import Pace, pace_check
 from raynest_pipeline.defs.progress import listening
 from raynest_pipeline.images.batch import Outcome
 from raynest_pipeline.images.result import Progress
+from raynest_pipeline.settings import Gallery
 
 Run = Callable[..., dg.ExecuteInProcessResult]
 PROMPTS = "id,prompt\na,a red apple\nb,a blue star\nc,a green tree\n"
@@ -87,6 +88,9 @@ class TestBatch:
         assert {name: check.passed for name, check in checks(result).items()} == {
             "complete": True,
             "valid": True,
+            "no_near_duplicates": True,
+            "same_seed": True,
+            "pace": True,
         }
         assert any(isinstance(event, Progress) for event in told)
         assert any(isinstance(event, Outcome) for event in told)
@@ -94,8 +98,22 @@ class TestBatch:
     def test_the_contact_sheet_comes_first_and_is_small(self, batch: Run) -> None:
         found = metadata(batch())
         assert min(found) == "a_contact_sheet"
-        assert found["a_contact_sheet"].startswith("![")
-        assert len(found["a_contact_sheet"]) <= 64 * 1024
+        page = "http://127.0.0.1:3001/b1/index.html"
+        assert found["a_contact_sheet"] == (
+            f"[![contact sheet of b1](http://127.0.0.1:3001/b1/gallery/sheet.jpg)]({page})"
+        ), "short enough for the UI to show it inline"
+        assert found["gallery"] == page
+        assert found["sheet_offline"].startswith("![")
+        assert len(found["sheet_offline"]) <= 64 * 1024
+        sheet = Path(found["folder_path"]) / "gallery" / "sheet.jpg"
+        assert sheet.read_bytes().startswith(b"\xff\xd8")
+
+    def test_without_a_gallery_the_sheet_itself_is_in_the_record(self, batch: Run, up: Chain) -> None:
+        unserved = up.settings.model_copy(update={"gallery": Gallery(port=0)})
+        object.__setattr__(up, "settings", unserved)
+        found = metadata(batch())
+        assert found["a_contact_sheet"].startswith("![contact sheet of b1](data:image/jpeg;base64,")
+        assert "gallery" not in found and "sheet_offline" not in found
 
     def test_again_nothing_is_made(self, batch: Run, endpoint: Any) -> None:
         batch()
@@ -152,24 +170,186 @@ class TestBatch:
         assert "no kubeconfig" in what(batch())
 
 
-class TestDailySchedule:
-    def tick(self, instance: dg.DagsterInstance, definitions: dg.Definitions) -> Any:
-        context = dg.build_schedule_context(
-            instance=instance,
-            scheduled_execution_time=datetime(2026, 3, 9, 6, tzinfo=UTC),
-            repository_def=definitions.get_repository_def(),
-        )
-        return definitions.resolve_schedule_def("daily_batch").evaluate_tick(context)
-
-    def test_a_tick_is_one_run_of_the_days_own_batch(self, definitions: dg.Definitions) -> None:
-        with dg.DagsterInstance.local_temp() as instance:
-            for _ in range(2):
-                (request,) = self.tick(instance, definitions).run_requests
-                assert request.run_key == request.partition_key == "daily-2026-03-09"
-                assert instance.get_dynamic_partitions(str(BATCHES.name)) == ["daily-2026-03-09"]
-
-
 def test_no_prompt_of_the_file_is_lost_in_the_manifest(batch: Run) -> None:
     found = metadata(batch())
     lines = Path(found["manifest_path"]).read_text().splitlines()
     assert {json.loads(line)["id"] for line in lines} >= {"a", "b", "c"}
+
+
+class TestChecks:
+    def test_the_same_image_under_other_seeds_is_a_warning(self, batch: Run, endpoint: Any) -> None:
+        picture = png("the same for all")
+        for prompt in ("a red apple", "a blue star"):
+            endpoint.by_prompt[prompt] = answering(picture)
+        result = batch()
+        assert result.success
+        check = checks(result)["no_near_duplicates"]
+        assert not check.passed and check.severity is dg.AssetCheckSeverity.WARN
+        assert check.metadata["ids"].value == "a = b"
+
+    def test_an_endpoint_that_does_not_repeat_itself_is_found_out(self, batch: Run, endpoint: Any) -> None:
+        asked: list[str] = []
+
+        async def another_each_time(*_: Any) -> Any:
+            asked.append("a")
+            return await answering(png(f"picture {len(asked)}"))(*_)
+
+        endpoint.by_prompt["a red apple"] = another_each_time
+        result = batch()
+        assert len(asked) == 2, "once for the batch, once for the check"
+        check = checks(result)["same_seed"]
+        assert result.success and not check.passed
+        assert check.severity is dg.AssetCheckSeverity.ERROR and check.metadata["difference"].value > 2
+
+    def test_an_endpoint_that_is_gone_by_then_is_only_a_warning(self, batch: Run, endpoint: Any) -> None:
+        from aiohttp import web
+
+        asked: list[str] = []
+
+        async def once(*_: Any) -> Any:
+            asked.append("a")
+            if len(asked) > 1:
+                return web.json_response({"detail": "not this one any more"}, status=422)
+            return await answering(png("first"))(*_)
+
+        endpoint.by_prompt["a red apple"] = once
+        result = batch()
+        check = checks(result)["same_seed"]
+        assert result.success and not check.passed
+        assert check.severity is dg.AssetCheckSeverity.WARN and "422" in check.metadata["not_compared"].value
+
+    def test_nothing_is_asked_again_where_nothing_was_made(self, batch: Run) -> None:
+        batch()
+        check = checks(batch())["same_seed"]
+        assert check.passed and check.metadata["not_compared"].value == "no image was made in this run"
+
+
+class TestSeveralBatches:
+    @pytest.fixture
+    def backfill(self, batch: Run, run: Run, instance: dg.DagsterInstance, up: Chain) -> Run:
+        """One run over b1 and b2, which have prompts of their own."""
+        for key in ("b1", "b2"):
+            folder = up.settings.output_dir / key
+            folder.mkdir(parents=True)
+            (folder / "prompts.csv").write_text(f"id,prompt\na,a red apple of {key}\n")
+        instance.add_dynamic_partitions("batches", ["b2"])
+        tags = {"dagster/asset_partition_range_start": "b1", "dagster/asset_partition_range_end": "b2"}
+
+        def execute(**config: Any) -> dg.ExecuteInProcessResult:
+            return run("generate_batch", tags=tags, run_config={"ops": {"batch_images": {"config": config}}})
+
+        return execute
+
+    def materialized(self, instance: dg.DagsterInstance, asset: str) -> dict[str, Any]:
+        records = instance.fetch_materializations(dg.AssetKey(asset), limit=10).records
+        return {record.partition_key: record.asset_materialization.metadata for record in records}
+
+    @pytest.fixture
+    def definitions(self) -> dg.Definitions:
+        from raynest_pipeline.definitions import build_definitions
+        from raynest_pipeline.settings import Settings
+
+        return build_definitions(Settings(profile="alibaba", batch={"batches_per_run": 0}))
+
+    def test_in_one_run_each_has_its_own_record(self, backfill: Run, instance: dg.DagsterInstance) -> None:
+        result = backfill()
+        assert result.success
+        found = self.materialized(instance, "batch_images")
+        assert {key: values["folder_path"].value.rsplit("/", 1)[1] for key, values in found.items()} == {
+            "b1": "b1",
+            "b2": "b2",
+        }
+        assert {key: values["made"].value for key, values in found.items()} == {"b1": 1, "b2": 1}
+        pages = self.materialized(instance, "gallery")
+        assert all(Path(pages[key]["page_path"].value).is_file() for key in ("b1", "b2"))
+        assert all(check.passed for check in checks(result).values())
+
+    def test_one_that_fails_does_not_keep_the_others(
+        self, backfill: Run, instance: dg.DagsterInstance, endpoint: Any
+    ) -> None:
+        from aiohttp import web
+
+        async def refuse(*_: Any) -> web.StreamResponse:
+            return web.json_response({"detail": "not this one"}, status=422)
+
+        endpoint.by_prompt["a red apple of b1"] = refuse
+        result = backfill()
+        assert not result.success and "1 of 1 images failed" in what(result)
+        assert set(self.materialized(instance, "batch_images")) == {"b2"}
+
+    def test_one_file_cannot_be_several_batches(self, backfill: Run, tmp_path: Path) -> None:
+        assert "cannot be 2 batches" in what(backfill(prompts=str(tmp_path / "prompts.csv")))
+
+
+class TestRecord:
+    def test_the_run_knows_its_batch_and_process(self, batch: Run, instance: dg.DagsterInstance) -> None:
+        run = instance.get_run_by_id(batch().run_id)
+        assert run is not None and run.tags["raynest/batch"] == "b1"
+        assert "raynest/pid" in run.tags, "or nobody would notice when it is killed"
+
+    def test_what_it_cost(self, batch: Run, up: Chain) -> None:
+        priced = up.settings.model_copy(
+            update={"batch": up.settings.batch.model_copy(update={"price_per_hour": Decimal("3600")})}
+        )
+        object.__setattr__(up, "settings", priced)
+        found = metadata(batch())
+        assert found["cost_per_image"] == pytest.approx(found["cost"] / 3, abs=0.001)
+        assert found["cost"] == pytest.approx(found["seconds"], abs=0.02), "one unit a second"
+
+    def test_the_slowest_are_listed(self, batch: Run) -> None:
+        rows = [record.data for record in metadata(batch())["slowest"].records]
+        times = [row["latency_ms"] for row in rows]
+        assert len(rows) == 3 and times == sorted(times, reverse=True)
+
+    def test_the_page_of_the_batch(self, batch: Run) -> None:
+        result = batch()
+        (event,) = result.asset_materializations_for_node("gallery")
+        page = Path(str(event.metadata["page_path"].value))
+        text = page.read_text()
+        assert '"finished":3' in text and '"images/s"' in text
+        assert (page.parent.parent / "index.html").is_file()
+        assert (page.parent / "gallery" / "data-00000.js").read_text().count('"prompt"') == 3
+
+
+class TestPace:
+    def of(self, rate: float, earlier: list[float], share: float = 0.5, made: int = 10) -> Any:
+        paces = [Pace(value, 10, "shapes") for value in earlier]
+        return pace_check(Pace(rate, made, "shapes"), paces, share)
+
+    def test_slower_than_the_share_of_the_median_is_a_warning(self) -> None:
+        check = self.of(4.9, [10, 10, 1, 10, 30])
+        assert not check.passed and check.severity is dg.AssetCheckSeverity.WARN
+        assert self.of(5.0, [10, 10, 1, 10, 30]).passed
+
+    def test_only_the_last_five_count(self) -> None:
+        assert self.of(1.0, [1] * 5 + [1000] * 5).passed
+
+    def test_the_first_batch_has_nothing_to_be_held_against(self) -> None:
+        assert self.of(0.001, []).passed
+
+    def test_another_model_or_a_handful_of_images_says_nothing(self) -> None:
+        other = [Pace(100, 10, "other"), Pace(100, 3, "shapes")]
+        assert pace_check(Pace(1, 10, "shapes"), other, 0.5).passed
+        assert self.of(1, [100], made=3).passed
+
+
+def png(text: str) -> bytes:
+    """A picture that is all its own."""
+    import hashlib
+    import io
+
+    from PIL import Image
+
+    cells = Image.frombytes("RGB", (4, 4), hashlib.sha512(text.encode()).digest()[:48])
+    buffer = io.BytesIO()
+    cells.resize((32, 32), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def answering(picture: bytes) -> Any:
+    from aiohttp import web
+
+    async def answer(*_: Any) -> web.StreamResponse:
+        return web.Response(body=picture, content_type="image/png")
+
+    return answer

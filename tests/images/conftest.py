@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,16 @@ class FakeEndpoint:
         self.by_prompt: dict[str, Answer] = {}
         self.down_status: int | None = None
         """Every path answers with this status, as a proxy does before an application that is gone."""
+        self.items = 0
+        """Images that POST /v1/images takes; 0: there is no such path."""
+        self.at_once = 0
+        """Images painted at a time, as /health says; 0: it does not say."""
+        self.bodies: list[list[dict[str, Any]]] = []
+        """The items of each POST."""
+        self.break_after: int | None = None
+        """The next POST's stream breaks off after so many parts."""
+        self.many: Answer | None = None
+        """Answers POST /v1/images instead."""
         self.requests: Counter[str] = Counter()
         """Requests for an image, by prompt."""
         self.queries: list[dict[str, str]] = []
@@ -93,6 +104,47 @@ class FakeEndpoint:
         finally:
             self.in_flight -= 1
 
+    async def _images(self, request: web.Request) -> web.StreamResponse:
+        if self.down_status is not None:
+            return web.Response(status=self.down_status, text="no application")
+        items = (await request.json())["images"]
+        self.bodies.append(items)
+        if self.many is not None:
+            return await self.many(self, request)
+        response = web.StreamResponse(headers={"Content-Type": "multipart/mixed; boundary=b-o"})
+        await response.prepare(request)
+        tasks = [asyncio.create_task(self._item(request, i, item)) for i, item in enumerate(items)]
+        try:
+            left, self.break_after = self.break_after, None
+            waiting = set(tasks)
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if left == 0:
+                        request.transport.abort()  # type: ignore[union-attr]
+                        return response
+                    left = None if left is None else left - 1
+                    await response.write(task.result())
+            await response.write(b"--b-o--\r\n")
+        finally:
+            for task in tasks:
+                task.cancel()
+        return response
+
+    async def _item(self, request: web.Request, index: int, item: dict[str, Any]) -> bytes:
+        """The part that GET /imagine's answer to `item` becomes."""
+        query = {name: str(value) for name, value in item.items()}
+        url = request.rel_url.with_query(query)
+        single: Any = SimpleNamespace(
+            query=query, rel_url=url, headers=request.headers, transport=request.transport
+        )
+        answer = await self._imagine(single)
+        assert isinstance(answer, web.Response) and isinstance(answer.body, bytes)
+        lines = [f"{name}: {value}" for name, value in answer.headers.items() if name != "Content-Length"]
+        lines += [f"X-Raynest-Index: {index}", f"X-Raynest-Status: {answer.status}"]
+        lines += [f"Content-Length: {len(answer.body)}"]
+        return b"--b-o\r\n" + "\r\n".join(lines).encode() + b"\r\n\r\n" + answer.body + b"\r\n"
+
     async def _openapi(self, request: web.Request) -> web.Response:
         if self.down_status is not None:
             return web.Response(status=self.down_status, text="no application")
@@ -100,6 +152,12 @@ class FakeEndpoint:
             return web.Response(status=404, text="Not Found")
         parameters = [{"name": name, "in": "query", "schema": {}} for name in PARAMETERS]
         paths: dict[str, Any] = {"/imagine": {"get": {"parameters": parameters}}}
+        if self.items:
+            images = {"type": "array", "maxItems": self.items}
+            schema = {"type": "object", "properties": {"images": images}}
+            paths["/v1/images"] = {
+                "post": {"requestBody": {"content": {"application/json": {"schema": schema}}}}
+            }
         if self.model:
             paths["/health"] = {"get": {}}
         return web.json_response({"openapi": "3.1.0", "paths": paths})
@@ -108,6 +166,7 @@ class FakeEndpoint:
         if self.down_status is not None:
             return web.Response(status=self.down_status, text="no application")
         facts = {"status": "ok", "model": self.model, "revision": self.revision, "native_size": 32}
+        facts |= {"max_batch_size": self.at_once} if self.at_once else {}
         return web.json_response(facts | {"default_steps": 10, "default_guidance": 7.5})
 
     def start(self, port: int = 0) -> None:
@@ -118,6 +177,7 @@ class FakeEndpoint:
     async def _start(self, port: int) -> None:
         app = web.Application(client_max_size=1 << 20)
         app.router.add_get("/imagine", self._imagine)
+        app.router.add_post("/v1/images", self._images)
         app.router.add_get("/openapi.json", self._openapi)
         app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, max_line_size=200_000)

@@ -16,7 +16,7 @@ def test_from_a_prompt_file_to_its_sheet_and_again_without_the_file(tmp_path: Pa
     source.write_text("id,prompt\ncat,a cat\ndog,a dog\n")
     folder = BatchFolder(tmp_path / "out", batch_id_for(open_prompts(source)))
     first = run_batch(folder, batch_prompts(folder, source, tmp_path / "no"), endpoint.target, Batch())
-    assert (first.result.made, first.images, len(first.records)) == (2, 2, 2)
+    assert (first.result.made, first.images, first.summary.whole) == (2, 2, 2)
     assert folder.sheet_path.is_file() and "data:image/jpeg" in first.inline_sheet
     source.unlink()
     own = batch_prompts(folder, None, tmp_path / "no")
@@ -31,7 +31,8 @@ def test_records_of_prompts_that_left_the_file_are_not_counted(tmp_path: Path, e
     run_batch(folder, open_prompts(source), endpoint.target, Batch())
     source.write_text("id,prompt\ndog,a dog\n")
     outcome = run_batch(folder, open_prompts(source), endpoint.target, Batch())
-    assert [r.id for r in outcome.records] == ["dog"] and outcome.result.reused == 1
+    assert [r.id for r in outcome.summary.shown] == ["dog"] and outcome.result.reused == 1
+    assert (outcome.summary.finished, outcome.summary.failed) == (1, 0)
 
 
 @pytest.mark.parametrize("name", ["p.csv", "con.csv", "猫.csv", ".hidden.csv", "--.csv", "x" * 200 + ".csv"])

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,9 @@ def test_a_bad_header_is_explained(tmp_path: Path, header: str, reason: str) -> 
         ('{"prompt": "a", "seed": true}', "column seed: must be a whole number"),
         ('{"prompt": "a", "seed": 1, "seed": 2}', "a key appears twice"),
         ('{"prompt": "\\ud800"}', "surrogate"),
+        ('{"prompt": "a", "x_half": "\\ud800"}', "column x_half: contains half of a surrogate pair"),
+        ('{"prompt": "a", "x_half": ["\\udfff"]}', "column x_half: contains half of a surrogate pair"),
+        ('{"prompt": "a", "x_half": {"\\udfff": 1}}', "column x_half: contains half of a surrogate pair"),
         ('{"prompt": "a", "guidance": 1e999}', "column guidance"),
         ('{"prompt": "a", "x_big": 1e999}', "column x_big"),
         ('{"prompt": "a", "x_long": "%s"}' % ("y" * 4000), "column x_long: has 4,002 characters"),
@@ -184,6 +188,22 @@ def test_a_bad_json_line_is_named(tmp_path: Path, line: str, reason: str) -> Non
     message = complaint(write(tmp_path, "p.jsonl", f'{{"prompt": "fine"}}\n{line}\n'))
     assert reason in message
     assert "line 2" in message
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.txt"])
+def test_a_file_without_line_ends_is_not_read_whole(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.write(b"prompt\n" if name == "p.csv" else b'{"prompt": "fine"}\n')
+        file.truncate(64_000_000)
+    tracemalloc.start()
+    try:
+        message = complaint(path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "line 2" in message and "it has a line of 1,000,000 characters or more" in message
+    assert most < 30_000_000
 
 
 def test_all_problems_come_at_once_up_to_twenty(tmp_path: Path) -> None:
@@ -205,7 +225,7 @@ def test_a_row_with_another_problem_still_takes_its_id(tmp_path: Path) -> None:
         ("p.csv", b"id,prompt\n", "contains no prompts"),
         ("p.txt", b"\n \n", "contains no prompts"),
         ("p.jsonl", b"", "contains no prompts"),
-        ("p.yaml", b"a", "has the ending '.yaml'; known are .csv, .jsonl, .ndjson, .txt"),
+        ("p.xlsx", b"a", "'.xlsx'; known are .csv, .jsonl, .ndjson, .txt, .parquet, .yaml, .yml"),
         ("p.txt", "a\nb\nBär".encode("latin-1"), "line 3, byte 5 is 0xe4"),
         ("p.txt", "a cat".encode("utf-16"), "UTF-16"),
         ("p.txt", b"fine\n\xff", "line 2, byte 5 is 0xff"),

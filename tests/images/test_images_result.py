@@ -1,4 +1,5 @@
 import threading
+from decimal import Decimal
 
 import pytest
 
@@ -7,8 +8,12 @@ from raynest_pipeline.images.result import (
     MAX_LISTED,
     BatchResult,
     Failure,
+    HourlyPrice,
     Progress,
     Tally,
+    cost_of,
+    duration,
+    money,
     too_many_failed,
 )
 
@@ -89,3 +94,60 @@ def test_threads_do_not_lose_counts() -> None:
 def test_images_per_second_of_a_result() -> None:
     assert result(20, 0).images_per_second == 2.0
     assert BatchResult(1, 0, 0, 0.0, None, None).images_per_second == 0.0
+
+
+def test_progress_tells_the_recent_pace_the_time_left_and_the_cost() -> None:
+    progress = Progress(
+        made=1000,
+        reused=20,
+        failed=2,
+        total=100_000,
+        seconds=1000.0,
+        recent=4.0,
+        in_flight=14,
+        concurrency=16,
+        cost=Decimal("12.5"),
+        currency="CNY",
+    )
+    assert progress.pace == 4.0 and progress.images_per_second == 1.0
+    assert progress.eta_seconds == pytest.approx(98_978 / 4)
+    assert str(progress) == (
+        "1,022 of 100,000 images, 4.00/s (1.00/s in all), 20 reused, 2 failed, 6 h 52 min left, "
+        "14 of 16 in flight, cost 12.50 CNY"
+    )
+
+
+def test_without_a_measured_pace_the_mean_counts() -> None:
+    progress = Progress(made=10, reused=0, failed=0, total=30, seconds=5.0)
+    assert progress.pace == 2.0 and progress.eta_seconds == 10.0
+    assert str(progress) == "10 of 30 images, 2.00/s, 10 s left"
+    stalled = Progress(made=10, reused=0, failed=0, total=30, seconds=5.0, recent=0.0, outage="gone")
+    assert stalled.eta_seconds is None
+    assert str(stalled) == "10 of 30 images, 0.00/s (2.00/s in all), waiting: gone"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (599.4, "599 s"), (600, "10 min"), (7140, "119 min"), (7500, "2 h 05 min")],
+)
+def test_time_spans_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_what_a_run_costs() -> None:
+    price = HourlyPrice(Decimal("36"), "CNY")
+    assert cost_of(price, 100.0) == Decimal("1.0000") and cost_of(price, 0.05) == Decimal("0.0005")
+    assert cost_of(None, 100.0) is None
+    assert money(Decimal("1234.5"), "CNY") == "1,234.50 CNY" and money(Decimal("0.0005"), "") == "0.0005 "
+
+
+def test_percentiles_of_more_images_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raynest_pipeline.images.result.LATENCIES", 1000)
+    tally = Tally()
+    for latency in range(20_000):
+        tally.add_made(float(latency), ())
+    assert tally.made == 20_000 and len(tally.latencies_ms) == 1000
+    half, most = tally.percentile(0.5), tally.percentile(0.95)
+    # A thousand of twenty thousand: the median's standard error is 1.6 percentage points.
+    assert half is not None and most is not None
+    assert 8_000 < half < 12_000 and 18_000 < most < 19_999

@@ -14,9 +14,11 @@ from raynest_pipeline.images.sheet import (
     MAX_CELLS,
     chosen,
     inline_sheet,
+    small_sheet,
     write_sheet,
 )
 from raynest_pipeline.images.store import BatchFolder
+from raynest_pipeline.images.summary import Summary
 
 PREFIX = "](data:image/jpeg;base64,"
 
@@ -60,7 +62,7 @@ def inline_image(markdown: str) -> Image.Image:
 
 def test_the_full_sheet_is_a_jpeg_on_disk(batch: tuple[BatchFolder, list[Record]]) -> None:
     store, records = batch
-    assert write_sheet(store, records) == "sheet.jpg"
+    assert write_sheet(store, Summary.of(records)) == "sheet.jpg"
     with Image.open(store.sheet_path) as sheet:
         assert sheet.format == "JPEG" and sheet.width > 6 * 256
         assert len(sheet.getcolors(1 << 24) or ()) > 1000
@@ -68,7 +70,7 @@ def test_the_full_sheet_is_a_jpeg_on_disk(batch: tuple[BatchFolder, list[Record]
 
 def test_the_inline_sheet_keeps_the_uis_limits(batch: tuple[BatchFolder, list[Record]]) -> None:
     # Noise is the worst there is for a JPEG.
-    markdown = inline_sheet(*batch)
+    markdown = inline_sheet(batch[0], Summary.of(batch[1]))
     assert 10_000 < len(markdown) <= INLINE_CHARACTERS
     assert inline_image(markdown).width <= INLINE_WIDTH
     assert "\n" not in markdown
@@ -76,17 +78,17 @@ def test_the_inline_sheet_keeps_the_uis_limits(batch: tuple[BatchFolder, list[Re
 
 def test_both_are_the_same_on_every_run_and_in_any_order(batch: tuple[BatchFolder, list[Record]]) -> None:
     store, records = batch
-    write_sheet(store, records)
-    first, inline = store.sheet_path.read_bytes(), inline_sheet(store, records)
-    write_sheet(store, records[::-1])
+    write_sheet(store, Summary.of(records))
+    first, inline = store.sheet_path.read_bytes(), inline_sheet(store, Summary.of(records))
+    write_sheet(store, Summary.of(records[::-1]))
     assert store.sheet_path.read_bytes() == first
-    assert inline_sheet(store, records[::-1]) == inline
+    assert inline_sheet(store, Summary.of(records[::-1])) == inline
 
 
 def test_captions_change_the_picture(batch: tuple[BatchFolder, list[Record]]) -> None:
     store, records = batch
     other = [replace(r, id=r.id + "x") for r in records]
-    assert inline_sheet(store, records) != inline_sheet(store, other)
+    assert inline_sheet(store, Summary.of(records)) != inline_sheet(store, Summary.of(other))
 
 
 def reddish(image: Image.Image) -> int:
@@ -102,9 +104,9 @@ def test_an_untrained_model_is_named_in_the_warning_colour(batch: tuple[BatchFol
     untrained = [replace(r, model="tiny-untrained (random weights)") for r in records]
     shown = {}
     for name, those in (("untrained", untrained), ("trained", records)):
-        write_sheet(store, those)
+        write_sheet(store, Summary.of(those))
         with Image.open(store.sheet_path) as full:
-            shown[name] = (reddish(full), reddish(inline_image(inline_sheet(store, those))))
+            shown[name] = (reddish(full), reddish(inline_image(inline_sheet(store, Summary.of(those)))))
     assert min(shown["untrained"]) > 10
     assert shown["trained"] == (0, 0)
 
@@ -117,14 +119,14 @@ def test_missing_failed_and_foreign_letters_do_not_break_a_sheet(
     records[1] = replace(records[1], status="failed", file=None)
     records[2] = replace(records[2], prompt="一只猫 🐈 \t عربي " * 50)
     records[3] = replace(records[3], prompt="x" * 4000, id="i" * 128)
-    write_sheet(store, records)
-    assert inline_image(inline_sheet(store, records)).width == INLINE_WIDTH
+    write_sheet(store, Summary.of(records))
+    assert inline_image(inline_sheet(store, Summary.of(records))).width == INLINE_WIDTH
 
 
 def test_an_empty_batch_still_has_a_sheet(tmp_path: Path) -> None:
     store = BatchFolder(tmp_path, "b")
-    write_sheet(store, [])
-    assert inline_image(inline_sheet(store, [])).width == INLINE_WIDTH
+    write_sheet(store, Summary.of([]))
+    assert inline_image(inline_sheet(store, Summary.of([]))).width == INLINE_WIDTH
 
 
 def test_large_images_are_scaled_down(tmp_path: Path, kit: Any) -> None:
@@ -132,7 +134,7 @@ def test_large_images_are_scaled_down(tmp_path: Path, kit: Any) -> None:
     records = [record(i, width=512, height=512) for i in range(3)]
     for one in records:
         store.write(str(one.file), kit.png(one.prompt, one.seed, 512))
-    write_sheet(store, records)
+    write_sheet(store, Summary.of(records))
     with Image.open(store.sheet_path) as sheet:
         assert sheet.width == 4 * 266 + 10
 
@@ -144,3 +146,10 @@ def test_the_selection_is_even_and_keeps_both_ends() -> None:
     assert (shown[0].id, shown[-1].id) == ("p000", "p999")
     assert chosen(records[:5], 60) == records[:5]
     assert chosen(records, 1) == records[:1]
+
+
+def test_the_small_sheet_fits_the_uis_table(batch: tuple[BatchFolder, list[Record]]) -> None:
+    data = small_sheet(batch[0], Summary.of(batch[1]))
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "JPEG" and image.width <= 360
+    assert len(data) < 60_000

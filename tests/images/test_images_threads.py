@@ -85,3 +85,27 @@ def test_an_error_in_on_slice_ends_the_work() -> None:
     with pytest.raises(ValueError, match="progress"):
         run_in_thread(forever, on_slice=broken)
     assert cleaned.is_set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_that_python_would_ignore_comes_through() -> None:
+    class Left:
+        def __del__(self) -> None:
+            # As a signal handler does when the signal falls into a finalizer.
+            raise KeyboardInterrupt
+
+    ended = threading.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    def on_slice() -> bool:
+        Left()
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_thread(work, on_slice=on_slice)
+    assert ended.is_set()

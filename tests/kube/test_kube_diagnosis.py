@@ -304,6 +304,13 @@ def test_recorded_messages_of_applications(tools: Any, recording: str, cause: st
     [
         ("ModelUnavailable: no model 'x' at https://hub", "the model does not exist"),
         (
+            "ModelUnavailable: model 'x/y' could not be fetched: couldn't connect to the hub; set",
+            "hub is not reachable",
+        ),
+        ("ModelUnavailable: model 'x/y' could not be fetched: gated repo: accept its", "licence"),
+        ("ModelUnavailable: model 'x/y': it takes 5.5 GB, but /var/cache has 1.0 GB free; give", "no room"),
+        ("ModelUnavailable: model 's3://b/m': it needs the package s3fs: pip install s3fs", "object store"),
+        (
             "OSError: We couldn't connect to 'https://huggingface.co' to load the files",
             "hub is not reachable",
         ),

@@ -236,6 +236,47 @@ def test_the_arguments_are_ones_that_the_application_takes() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "model",
+    ["org/model", "modelscope://org/model@v1", "oss://bucket/models/sd", "s3://bucket/sd", "/models/sd"],
+)
+def test_each_kind_of_model_reaches_the_application(model: str) -> None:
+    from raynest_pipeline.serving.modelname import parse_model
+    from raynest_pipeline.serving.options import resolve_options
+
+    service = ray_service(model=model, modelscope_endpoint="https://scope.example")
+    group = worker(service)
+    options = resolve_options(serve_app(service)["args"], environment(group))
+    assert (options.model, options.modelscope_endpoint) == (model, "https://scope.example")
+    assert parse_model(options.model).asked == model
+    mounts = [mount["mountPath"] for mount in container(group)["volumeMounts"]]
+    assert any(options.cache_dir and options.cache_dir.startswith(f"{path}/") for path in mounts)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "installed"),
+    [
+        ("s3://bucket/sd", ("torch==1",), ["torch==1", "s3fs"]),
+        ("oss://bucket/sd", ("torch==1", "ossfs>=2025"), ["torch==1", "ossfs>=2025"]),
+        ("gs://bucket/sd", ("torch==1",), ["torch==1", "gcsfs"]),
+        ("org/model", ("torch==1",), ["torch==1"]),
+        ("/models/sd", ("torch==1",), ["torch==1"]),
+    ],
+)
+def test_an_object_store_brings_its_package(model: str, given: tuple[str, ...], installed: list[str]) -> None:
+    service = ray_service(model=model, pip_packages=given)
+    assert serve_app(service)["runtime_env"]["pip"]["packages"] == installed
+    assert "pip" not in serve_app(ray_service(model=model, pip_packages=()))["runtime_env"]
+
+
+def test_models_may_outlive_a_pod() -> None:
+    service = ray_service(cache_claim="models")
+    volumes = {v["name"]: v for v in worker(service)["template"]["spec"]["volumes"]}
+    assert volumes["cache"] == {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}}
+    heads = {v["name"]: v for v in head(service)["template"]["spec"]["volumes"]}
+    assert heads["cache"] == {"name": "cache", "emptyDir": {}}, "a volume for one node must not bind the head"
+
+
 def test_an_image_that_brings_everything_needs_nothing() -> None:
     objects = build(code="image", pip_packages=())
     assert [obj["kind"] for obj in objects] == ["RayService"]

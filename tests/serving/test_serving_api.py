@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raynest_pipeline.serving.api import Front, accepted_format, create_api
+from raynest_pipeline.serving.api import create_api
 from raynest_pipeline.serving.contract import (
     MAX_SEED,
     ImageRequest,
@@ -21,9 +21,12 @@ from raynest_pipeline.serving.contract import (
     PainterUnavailable,
     Painting,
     PaintingFailed,
+    in_full,
 )
 from raynest_pipeline.serving.encode import encode
+from raynest_pipeline.serving.front import SILENT_S, Front, NoMeter
 from raynest_pipeline.serving.options import ServingOptions
+from raynest_pipeline.serving.parameters import accepted_format
 
 FACTS = PainterFacts(
     model="stand-in",
@@ -320,6 +323,111 @@ def test_accept_chooses_a_format_only_where_png_is_unwelcome(accept: str, expect
     assert answer.headers["content-type"] == f"image/{expected}"
 
 
+def test_headers_tell_all_that_changes_the_picture_and_exactly() -> None:
+    """WebP and JPEG have no text chunks: there the headers alone say how to make the image again."""
+
+    class Quick(StandIn):
+        async def paint(self, request: ImageRequest) -> Painting:
+            made_with = {"scheduler": "UniPCMultistepScheduler", "vae": "org/tiny"}
+            return replace(await super().paint(request), made_with=made_with)
+
+    answer = get(Quick(), {"prompt": "x", "guidance": 7.123456789, "format": "webp"})
+    assert float(answer.headers["x-raynest-guidance"]) == 7.123456789
+    assert answer.headers["x-raynest-scheduler"] == "UniPCMultistepScheduler"
+    assert answer.headers["x-raynest-vae"] == "org/tiny"
+
+
+@given(st.floats(0, 50))
+def test_a_number_in_full_is_that_number(value: float) -> None:
+    assert float(in_full(value)) == value
+    assert (in_full(7.0), in_full(2.5), in_full(0.1)) == ("7", "2.5", "0.1")
+
+
+def test_what_is_beyond_the_bound_is_refused_when_no_painter_does_it() -> None:
+    """While there is no model replica Serve lets every request wait, in its proxy without end."""
+
+    async def crowd() -> tuple[list[BaseException], int]:
+        release = asyncio.Event()
+
+        async def held() -> None:
+            await release.wait()
+
+        front = Front(StandIn(held), 60, most_held=2)
+        waiting = [asyncio.create_task(front.paint(ImageRequest("x", n))) for n in range(2)]
+        await asyncio.sleep(0)
+        refused = await asyncio.gather(front.paint(ImageRequest("x", 9)), return_exceptions=True)
+        in_work = front.in_work
+        release.set()
+        await asyncio.gather(*waiting)
+        await front.paint(ImageRequest("x", 9))
+        return [error for error in refused if isinstance(error, BaseException)], in_work
+
+    refusals, in_work = asyncio.run(crowd())
+    assert [type(refusal) for refusal in refusals] == [PainterBusy]
+    assert str(refusals[0]) == "the queue is full: 2 images are in work or waiting"
+    assert in_work == 2
+
+
+def test_a_painter_that_is_silent_for_long_is_no_busy_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve lets a call wait while there is no replica: nobody says that it has died."""
+    monkeypatch.setattr("raynest_pipeline.serving.front.FACTS_TIMEOUT_S", 0.01)
+
+    async def watch() -> list[tuple[int, str]]:
+        now, silent, told = [0.0], [False], []
+
+        async def maybe() -> None:
+            if silent[0]:
+                await asyncio.Event().wait()
+
+        backend = StandIn(maybe)
+        front = Front(backend, 10, clock=lambda: now[0])
+
+        async def look(passed: float) -> None:
+            now[0] += passed
+            status, body = await front.health()
+            told.append((status, str(body["status"])))
+
+        await look(0)
+        silent[0] = True
+        await look(1000)
+        await look(SILENT_S - 1)
+        await look(2)
+        silent[0] = False
+        await front.paint(ImageRequest("x", 0))
+        silent[0] = True
+        await look(0)
+        await look(SILENT_S)
+        silent[0] = False
+        await look(0)
+        return told
+
+    ok, busy, failed = (200, "ok"), (200, "busy"), (503, "failed")
+    assert asyncio.run(watch()) == [ok, busy, busy, failed, busy, failed, ok]
+
+
+def test_an_answer_that_never_came_is_told_as_what_it_was() -> None:
+    """A bug is a 500 in the metrics, and not a client that went away."""
+    seen: list[tuple[str, int]] = []
+
+    class Meter(NoMeter):
+        def request(self, path: str, status: int, seconds: float) -> None:
+            seen.append((path, status))
+
+    async def ask(error: BaseException) -> None:
+        async def fail() -> None:
+            raise error
+
+        api = create_api(StandIn(fail), ServingOptions(), Meter())
+        transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.get("/imagine", params={"prompt": "x"})
+
+    asyncio.run(ask(KeyError("a bug")))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(ask(asyncio.CancelledError()))
+    assert seen == [("/imagine", 500), ("/imagine", 499)]
+
+
 def test_a_model_name_beyond_latin_1_fits_a_header() -> None:
     class Foreign(StandIn):
         async def paint(self, request: ImageRequest) -> Painting:
@@ -377,6 +485,18 @@ def test_health_is_503_when_the_model_is_gone() -> None:
         "queue_depth": 0,
         "images_served": 0,
     }
+
+
+def test_health_is_503_when_the_device_has_failed() -> None:
+    class Broken(StandIn):
+        async def facts(self) -> PainterFacts:
+            return replace(FACTS, device_failure="CUDA error: out of luck", replica="r-1")
+
+    answer = get(Broken(), {}, "/health")
+    assert answer.status_code == 503
+    told = answer.json()
+    assert (told["status"], told["detail"]) == ("failed", "the device failed: CUDA error: out of luck")
+    assert (told["model"], told["replica"]) == ("stand-in", "r-1")
 
 
 def test_a_busy_painter_leaves_health_with_what_it_last_knew() -> None:

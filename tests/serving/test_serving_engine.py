@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raynest_pipeline.serving.contract import ImageRequest, PaintingFailed
-from raynest_pipeline.serving.engine import Bucket, Canvas, Engine, chunks, group, to_pixels
+from raynest_pipeline.serving.engine import Bucket, Canvas, Engine, develop, group
 from raynest_pipeline.serving.sources import LoadedModel
 from raynest_pipeline.serving.untrained import UNTRAINED_SIZE, build_untrained_pipeline
 
@@ -34,9 +34,7 @@ class RecordingPipeline:
         if len(call["prompt"]) > self.fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
         shades = [generator.initial_seed() % 256 / 255 for generator in call["generator"]]
-        images = np.stack(
-            [np.full((call["height"], call["width"], 3), shade, np.float32) for shade in shades]
-        )
+        images = torch.stack([torch.full((3, call["height"], call["width"]), shade) for shade in shades])
         return SimpleNamespace(images=images, nsfw_content_detected=self.flags)
 
 
@@ -158,9 +156,26 @@ def test_out_of_memory_for_a_single_image_is_told() -> None:
 
 
 def test_not_a_number_is_a_failure_and_not_a_black_image() -> None:
-    with pytest.raises(ValueError, match="NaN"):
-        to_pixels(np.full((2, 2, 3), np.nan))
-    assert to_pixels(np.array([[[0.0, 0.5, 1.0]]])).tolist() == [[[0, 128, 255]]]
+    images = torch.zeros(2, 3, 1, 2)
+    images[0, :, 0, 1] = torch.tensor([0.0, 0.5, 1.0])
+    images[1, 0, 0, 0] = torch.nan
+    finite, pixels = develop(images)
+    assert finite == [True, False]
+    assert pixels.shape == (2, 1, 2, 3)
+    assert pixels[0].tolist() == [[[0, 0, 0], [0, 128, 255]]]
+
+
+def test_one_image_that_overflowed_does_not_spoil_its_batch() -> None:
+    class Overflowing(RecordingPipeline):
+        def __call__(self, **call: Any) -> SimpleNamespace:
+            output = super().__call__(**call)
+            output.images[1] = torch.inf
+            return output
+
+    first, second = engine_over(Overflowing()).submit([ImageRequest("x", 7), ImageRequest("x", 8)]).result()
+    assert isinstance(first, Canvas)
+    assert isinstance(second, PaintingFailed)
+    assert "NaN" in str(second)
 
 
 def test_the_safety_checker_s_verdict_is_passed_on() -> None:
@@ -189,13 +204,6 @@ def test_warm_up_paints_once_and_reports_a_pipeline_that_cannot() -> None:
     broken.fits = 0
     with pytest.raises(PaintingFailed, match="out of memory"):
         engine_over(broken).warm_up(max_steps=150)
-
-
-@given(st.lists(st.integers(), max_size=30), st.integers(1, 10))
-def test_chunks_lose_nothing(items: list[int], size: int) -> None:
-    parts = chunks(items, size)
-    assert [item for part in parts for item in part] == items
-    assert all(1 <= len(part) <= size for part in parts)
 
 
 def test_groups_keep_the_order_of_first_appearance() -> None:

@@ -1,5 +1,6 @@
 """Where a model is looked for, what it is called, and what a person is told when it is not there."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_damaged_weights_are_told_so(folder: Path) -> None:
         load_model(ServingOptions(model=str(folder)))
 
 
-@pytest.mark.parametrize("model", ["stabilityai/stable-diffusion-2", "no-such-model", "bad id!"])
+@pytest.mark.parametrize("model", ["stabilityai/stable-diffusion-2", "no-such-model"])
 def test_a_hub_model_that_cannot_be_fetched_ends_in_one_line(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,3 +166,44 @@ def test_a_fingerprint_follows_the_content(tmp_path: Path) -> None:
     second = fingerprint(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
     assert fingerprint(tmp_path) != second
+
+
+def test_weights_of_half_precision_alone_are_read(tmp_path: Path) -> None:
+    build_untrained_pipeline("float16").save_pretrained(tmp_path / "half", variant="fp16")
+    names = {path.name for path in (tmp_path / "half" / "unet").iterdir()}
+    assert "diffusion_pytorch_model.fp16.safetensors" in names
+    model = load_model(ServingOptions(model=str(tmp_path / "half"), dtype="bfloat16"))
+    assert model.pipeline.unet.dtype is torch.bfloat16
+
+
+def test_a_part_that_is_missing_is_named(folder: Path) -> None:
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match="cannot be read: missing unet's weights"):
+        load_model(ServingOptions(model=str(folder)))
+
+
+def test_a_revision_of_a_folder_is_said_to_mean_nothing(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = sources.locate(ServingOptions(model=str(folder), revision="main"), half=False)
+    assert (found.revision, found.origin) == (fingerprint(folder), "local folder")
+    assert "revision 'main' has no meaning for the folder" in caplog.text
+
+
+def test_loading_leaves_garbage_collection_as_it_was(folder: Path) -> None:
+    assert gc.isenabled()
+    with sources.without_garbage_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    with pytest.raises(ModelUnavailable):
+        load_model(ServingOptions(model="/no/such/model"))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with sources.without_garbage_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()

@@ -24,7 +24,7 @@ from raynest_pipeline.serving.tinymodel.model import (
 )
 from raynest_pipeline.serving.tinymodel.progress import Clock, cosine_rate, save_atomically
 from raynest_pipeline.serving.tinymodel.train_unet import UNetTrainer
-from raynest_pipeline.serving.tinymodel.train_vae import standardize, to_tensor
+from raynest_pipeline.serving.tinymodel.train_vae import edge_weight, small_shapes, standardize, to_tensor
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +45,8 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def miniature_run(out: Path) -> None:
-    steps = ["--text-steps", "1", "--vae-steps", "1", "--decoder-steps", "1", "--steps", "2"]
+    steps = ["--text-steps", "1", "--vae-steps", "1", "--decoder-steps", "1", "--refine-steps", "1"]
+    steps += ["--steps", "2"]
     sizes = ["--images", "64", "--vocabulary", "small", "--checkpoint-every", "1"]
     training.main(["--out", str(out), "--threads", "1", *steps, *sizes])
 
@@ -149,6 +150,24 @@ def test_latents_are_standardized_without_changing_the_picture() -> None:
     assert torch.allclose(before, after, atol=1e-3)
     assert abs(float(latents.std()) - 1) < 0.3
     assert vae.config.scaling_factor == 1.0
+
+
+def test_edges_weigh_ten_times_what_flat_pixels_do() -> None:
+    pixels = torch.full((1, 3, 32, 32), -1.0)
+    pixels[:, 0, :, 16:] = 1.0
+    weight = edge_weight(pixels)
+    assert weight.shape == (1, 1, 32, 32)
+    assert weight.mean().item() == pytest.approx(1.0, abs=1e-5)
+    near, far = weight[0, 0, 16, 16].item(), weight[0, 0, 16, 2].item()
+    assert near == pytest.approx(10 * far)
+    assert (weight[0, 0, 16] == near).sum().item() == 4
+
+
+def test_refinement_sees_whole_images_and_the_same_ones_again() -> None:
+    first, again, other = small_shapes(1, 3), small_shapes(1, 3), small_shapes(2, 3)
+    assert first.shape == (3, 3, 96, 96)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_pixels_span_minus_one_to_one() -> None:

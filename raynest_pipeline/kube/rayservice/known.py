@@ -109,11 +109,6 @@ CREATING: tuple[Known, ...] = (
 
 APPLICATION: tuple[Known, ...] = (
     _known(
-        r"repository not found|RepositoryNotFoundError|ModelUnavailable",
-        "the model does not exist, or is not public",
-        "Set ray_service.model to one that exists. (stabilityai/stable-diffusion-2 was deleted in 2025.)",
-    ),
-    _known(
         r"gated repo|GatedRepoError",
         "the model asks for a licence to be accepted",
         "Accept it on its page and give HF_TOKEN in ray_service.env, or use another model.",
@@ -123,6 +118,21 @@ APPLICATION: tuple[Known, ...] = (
         "the model cannot be downloaded: its hub is not reachable from the nodes",
         "Set ray_service.hf_endpoint to a mirror, check the nodes' way out (SNAT), or put the model into "
         "the image.",
+    ),
+    _known(
+        r"ModelUnavailable.*(it takes .* free|cache .* cannot be written)",
+        "there is no room for the model on the worker's disk",
+        "Take a larger disk (alibaba.worker_disk_gib), or a volume for the models (ray_service.cache_claim).",
+    ),
+    _known(
+        r"ModelUnavailable.*needs the package",
+        "the replicas lack the package that opens the model's object store",
+        "Add it to ray_service.pip_packages, or to the image.",
+    ),
+    _known(
+        r"repository not found|RepositoryNotFoundError|ModelUnavailable",
+        "the model does not exist, or is not public",
+        "Set ray_service.model to one that exists. (stabilityai/stable-diffusion-2 was deleted in 2025.)",
     ),
     _known(
         r"working_dir.*(fail|error|download)|failed to download.*(working_dir|zip|https?://)|download_and_unpack",

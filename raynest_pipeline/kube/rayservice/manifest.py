@@ -7,6 +7,7 @@ except token authentication, which the caller asks for where the cluster offers 
 import hashlib
 import importlib.resources
 import json
+import re
 from collections.abc import Mapping
 
 import yaml
@@ -23,6 +24,7 @@ from raynest_pipeline.kube.rayservice.serve_config import (
 )
 from raynest_pipeline.kube.rayservice.user_manifest import UserManifest, load_user_manifest
 from raynest_pipeline.settings import RayServiceSettings, Settings
+from raynest_pipeline.settings_model import store_package
 
 __all__ = [
     "CODE_HASH_ANNOTATION",
@@ -34,6 +36,8 @@ __all__ = [
     "load_user_manifest",
     "nonce_of",
     "owner_labels",
+    "replica_packages",
+    "serving_args",
     "source_files",
     "with_nonce",
     "with_variables",
@@ -177,7 +181,7 @@ def _head_group(wanted: RayServiceSettings, volume: Object | None) -> Object:
         # No replica on the head: it holds the cluster's own services, and a model beside them could take
         # the whole cluster down. The Serve controller and the proxy need no CPU and still run there.
         "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-        "template": {"spec": {"containers": [container], "volumes": _volumes(volume)}},
+        "template": {"spec": {"containers": [container], "volumes": _volumes(volume, None)}},
     }
 
 
@@ -187,7 +191,7 @@ def _worker_group(wanted: RayServiceSettings, volume: Object | None) -> Object:
         gpus = str(wanted.gpus_per_replica)
         for part in ("requests", "limits"):
             container["resources"][part]["nvidia.com/gpu"] = gpus
-    spec: Object = {"containers": [container], "volumes": _volumes(volume)}
+    spec: Object = {"containers": [container], "volumes": _volumes(volume, wanted.cache_claim)}
     template: Object = {"spec": spec}
     if wanted.tolerations:
         spec["tolerations"] = [item.model_dump(exclude_none=True) for item in wanted.tolerations]
@@ -224,7 +228,7 @@ def _container(
 
 
 def _environment(wanted: RayServiceSettings, volume: Object | None) -> dict[str, str]:
-    found = {"HF_HOME": f"{CACHE_FOLDER}/huggingface"}
+    found = {"HF_HOME": f"{CACHE_FOLDER}/huggingface", "RAYNEST_MODEL_CACHE": f"{CACHE_FOLDER}/models"}
     if volume:
         found["PYTHONPATH"] = CODE_FOLDER
     if wanted.hf_endpoint:
@@ -232,15 +236,18 @@ def _environment(wanted: RayServiceSettings, volume: Object | None) -> dict[str,
     return {**found, **wanted.env}
 
 
-def _volumes(volume: Object | None) -> Objects:
+def _volumes(volume: Object | None, claim: str | None) -> Objects:
     # The model lives in an emptyDir: it survives a container's restart, unlike the container's own layer.
-    volumes: Objects = [{"name": "ray-logs", "emptyDir": {}}, {"name": "cache", "emptyDir": {}}]
+    # A claim survives the pod, too.
+    cache: Object = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+    volumes: Objects = [{"name": "ray-logs", "emptyDir": {}}, {"name": "cache", **cache}]
     return [*volumes, volume] if volume else volumes
 
 
-def _serve_config(wanted: RayServiceSettings, digest: str, nonce: str | None) -> str:
-    """serveConfigV2: a YAML text, since the CRD wants a string."""
+def serving_args(wanted: RayServiceSettings) -> Object:
+    """The Serve application's `args` (serving/options.py); what is not set is left out."""
     arguments: Object = {
+        **wanted.serving,
         "model": wanted.model,
         "num_gpus": wanted.gpus_per_replica,
         "replicas": wanted.replicas,
@@ -250,11 +257,18 @@ def _serve_config(wanted: RayServiceSettings, digest: str, nonce: str | None) ->
         arguments["revision"] = wanted.revision
     if wanted.hf_endpoint:
         arguments["hf_endpoint"] = wanted.hf_endpoint
+    if wanted.modelscope_endpoint:
+        arguments["modelscope_endpoint"] = wanted.modelscope_endpoint
+    return arguments
+
+
+def _serve_config(wanted: RayServiceSettings, digest: str, nonce: str | None) -> str:
+    """serveConfigV2: a YAML text, since the CRD wants a string."""
     application: Object = {
         "name": APPLICATION,
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
-        "args": arguments,
+        "args": serving_args(wanted),
         "runtime_env": _runtime_env(wanted, digest, nonce),
     }
     return yaml.safe_dump({"applications": [application]}, sort_keys=False, width=1000)
@@ -270,8 +284,16 @@ def _runtime_env(wanted: RayServiceSettings, digest: str, nonce: str | None) -> 
     if wanted.code == "working_dir":
         environment["working_dir"] = wanted.working_dir
     if wanted.pip_packages:
-        pip: Object = {"packages": list(wanted.pip_packages)}
+        pip: Object = {"packages": replica_packages(wanted)}
         if wanted.pip_index_url:
             pip["pip_install_options"] = ["--index-url", wanted.pip_index_url]
         environment["pip"] = pip
     return environment
+
+
+def replica_packages(wanted: RayServiceSettings) -> list[str]:
+    """What pip is to install for a replica, with the package that opens the model's object store."""
+    packages = list(wanted.pip_packages)
+    store = store_package(wanted.model)
+    named = {re.split(r"[\[<>=!~; @]", package, maxsplit=1)[0].lower() for package in packages}
+    return packages if store is None or store in named else [*packages, store]

@@ -8,7 +8,7 @@ import ssl
 
 from aiohttp import web
 
-from raynest_pipeline.sandbox.kube import access, discovery, pod_logs, responses, watching
+from raynest_pipeline.sandbox.kube import access, discovery, pod_logs, port_forward, responses, watching
 from raynest_pipeline.sandbox.kube.authority import Authority, Identity
 from raynest_pipeline.sandbox.kube.backends import Backends
 from raynest_pipeline.sandbox.kube.errors import ApiError
@@ -103,6 +103,8 @@ class ApiServer:
             return responses.page_not_found()
         if target.subresource == "log":
             return await pod_logs.answer(self._store, self._backends, request, target)
+        if target.subresource == "portforward":
+            return await port_forward.answer(self._store, self._backends, request, target)
         if request.method == "GET" and access.is_watch(request):
             return await watching.stream(self._store, kind, target, request, self._closing)
         return await self._resources.answer(request, kind, target, identity)

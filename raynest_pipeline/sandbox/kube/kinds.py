@@ -70,7 +70,7 @@ def _core() -> list[Kind]:
             has_status=True,
             graceful=True,
             short_names=("po",),
-            subresources=("log", "proxy", "status"),
+            subresources=("log", "portforward", "proxy", "status"),
             columns=(
                 Column("Ready", "@ready"),
                 Column("Status", "@status"),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 EDGE = 96
 """Image edge in pixels."""
 OVERSAMPLE = 4
-RADII = {"small": 9.0, "medium": 14.5, "large": 21.0}
-"""Half extent of a thing in pixels; areas are about 1 : 2.6 : 5.4."""
+RADII = {"small": 10.0, "medium": 14.5, "large": 21.0}
+"""Half extent of a thing in pixels; areas are about 1 : 2.1 : 4.4."""
 CENTERS = {"center": (48, 48), "left": (24, 48), "right": (72, 48), "top": (48, 24), "bottom": (48, 72)}
 PAIR_CENTERS = {
     "left of": ((24, 48), (72, 48)),

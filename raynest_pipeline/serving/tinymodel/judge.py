@@ -98,7 +98,7 @@ def place_of(seen: Seen) -> str:
 
 def size_of(seen: Seen) -> str:
     """small, medium or large, by its extent: about a fifth, three tenths and over four tenths of the edge."""
-    return "small" if seen.extent < 0.235 else "medium" if seen.extent < 0.355 else "large"
+    return "small" if seen.extent < 0.24 else "medium" if seen.extent < 0.355 else "large"
 
 
 def split_by_color(image: NDArray[np.float64], mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:

@@ -91,7 +91,11 @@ def build_vae() -> Any:
 
 
 def build_unet() -> Any:
-    """Cross-attention at 6x6 and 3x3: a feature sees the whole picture there and, by padding, where it is."""
+    """The caption as a whole steers every layer, beside the noise level; its words are attended to at 6x6.
+
+    Cross-attention alone left the fine layers without a word: colours came out in patches. Where a feature
+    is, it knows from the padding, seen through the coarse layers.
+    """
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel(
@@ -105,6 +109,9 @@ def build_unet() -> Any:
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=NORM_GROUPS_UNET,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        resnet_time_scale_shift="scale_shift",
     )
     silence_residuals(unet)
     return unet

@@ -17,7 +17,12 @@ from raynest_pipeline.serving.tinymodel.model import scheduler_config
 from raynest_pipeline.serving.tinymodel.scenes import VOCABULARIES
 from raynest_pipeline.serving.tinymodel.train_text import train_text_encoder
 from raynest_pipeline.serving.tinymodel.train_unet import UNetTrainer
-from raynest_pipeline.serving.tinymodel.train_vae import encode_dataset, sharpen_decoder, train_vae
+from raynest_pipeline.serving.tinymodel.train_vae import (
+    encode_dataset,
+    refine_vae,
+    sharpen_decoder,
+    train_vae,
+)
 
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 16, 1.3
 """What generation.json recommends.
@@ -38,7 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--text-steps", type=int, default=300)
     parser.add_argument("--vae-steps", type=int, default=700)
     parser.add_argument("--decoder-steps", type=int, default=2500)
-    parser.add_argument("--images", type=int, default=20_000, help="size of the data set")
+    parser.add_argument("--refine-steps", type=int, default=1500)
+    parser.add_argument("--images", type=int, default=16_000, help="size of the data set")
     parser.add_argument("--vocabulary", choices=VOCABULARIES, default="full")
     parser.add_argument("--start", type=Path, help="unet.pt of another training to start from")
     parser.add_argument("--steps", type=int, default=9000, help="steps of the UNet")
@@ -88,7 +94,7 @@ def text_stage(out: Path, options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def vae_stage(out: Path, options: argparse.Namespace) -> Any:
-    """The autoencoder, with its decoder sharpened: read if a run finished it, else trained."""
+    """The autoencoder, sharpened, then refined as a whole: read if a run finished it, else trained."""
     from diffusers import AutoencoderKL
 
     if not (out / "vae" / "config.json").is_file():
@@ -100,7 +106,12 @@ def vae_stage(out: Path, options: argparse.Namespace) -> Any:
         error = sharpen_decoder(vae, options.decoder_steps, options.seed)
         print(f"sharpened decoder: mean absolute error {error:.2f} of 255", flush=True)
         vae.save_pretrained(out / "vae_sharp")
-    return AutoencoderKL.from_pretrained(out / "vae_sharp").eval().requires_grad_(False)
+    if not (out / "vae_refined" / "config.json").is_file():
+        vae = AutoencoderKL.from_pretrained(out / "vae_sharp")
+        error = refine_vae(vae, options.refine_steps, options.seed)
+        print(f"refined autoencoder: mean absolute error {error:.2f} of 255", flush=True)
+        vae.save_pretrained(out / "vae_refined")
+    return AutoencoderKL.from_pretrained(out / "vae_refined").eval().requires_grad_(False)
 
 
 def export_pipeline(out: Path, vae: Any, encoder: Any, tokenizer: Any, unet: Any, step: int) -> None:
