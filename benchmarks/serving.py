@@ -69,11 +69,11 @@ class Bare:
     """The bare diffusers loop: the pipeline that we serve, in this process, without Ray and HTTP."""
 
     def __init__(self, options: dict[str, Any], size: int) -> None:
-        from raynest_pipeline.serving.cores import set_threads, usable_cores, wait_asleep
+        from raynest_pipeline.serving.cores import set_threads, spin_briefly, usable_cores
         from raynest_pipeline.serving.options import ServingOptions
         from raynest_pipeline.serving.sources import load_model
 
-        wait_asleep()
+        spin_briefly()
         given = ServingOptions.model_validate(options)
         set_threads(given.cpu_threads or usable_cores())
         self.model, self.size = load_model(given), size

@@ -51,10 +51,16 @@ class Inbox(Section):
     )
     max_files: int = Field(20, ge=1, le=500, description="Files judged in one look; the rest wait.")
     check_mb: float = Field(
-        32,
+        8,
         gt=0,
-        description="Files up to this size are checked before they become a batch; larger ones by the "
-        "batch's own run, since a sensor has 60 s.",
+        description="Files up to this size (Parquet: an eighth) are checked before they become a batch; "
+        "larger ones by the batch's own run, since a sensor has 60 s.",
+    )
+    max_mb: float = Field(
+        2_000,
+        gt=0,
+        description="Larger files go to bad/: they could not be copied in a sensor's 60 s. "
+        "`raynest generate --prompts` takes any size.",
     )
 
 

@@ -10,7 +10,7 @@ from raynest_pipeline.images.bulk.engine import RayBatch, generate_on_ray
 from raynest_pipeline.images.bulk.follow import OnLog
 from raynest_pipeline.images.engine import OnProgress, generate
 from raynest_pipeline.images.finish import finish_batch, finish_made_elsewhere
-from raynest_pipeline.images.kept import PROMPTS, keep_copy, kept_prompts
+from raynest_pipeline.images.kept import PROMPTS, has_copy, keep_copy, kept_prompts
 from raynest_pipeline.images.prompt_file import PromptFile, open_prompts
 from raynest_pipeline.images.result import BatchResult, HourlyPrice
 from raynest_pipeline.images.sheet import inline_sheet
@@ -92,13 +92,18 @@ def run_batch(
         on_ray: Make it as a Ray Job (`bulk.engine.generate_on_ray`, whose errors this raises, too).
         on_log: Hears what a Ray Job prints.
     """
-    other_prompts = keep_copy(folder, prompts)
     if on_ray is not None:
+        # The job holds the batch itself, and takes its prompts from there: they must lie there before.
+        other_prompts = not has_copy(folder, prompts)
+        if other_prompts:
+            with folder.exclusive():
+                keep_copy(folder, prompts)
         result = generate_on_ray(
             on_ray, target, price=price, on_progress=on_progress, on_log=on_log, should_stop=should_stop
         )
         summary = finish_made_elsewhere(folder, prompts, other_prompts=other_prompts)
         return Outcome(result, folder, summary, len(prompts))
+    kept: list[bool] = []
     summaries: list[Summary] = []
     result = generate(
         prompts,
@@ -109,6 +114,7 @@ def run_batch(
         price=price,
         on_progress=on_progress,
         should_stop=should_stop,
-        on_end=lambda manifest: summaries.append(finish_batch(folder, manifest, other_prompts=other_prompts)),
+        on_begin=lambda: kept.append(keep_copy(folder, prompts)),
+        on_end=lambda manifest: summaries.append(finish_batch(folder, manifest, other_prompts=kept[0])),
     )
     return Outcome(result, folder, summaries[0], len(prompts))

@@ -4,6 +4,7 @@
 `images/<id>-<key>.png`, `manifest.jsonl`, `manifest.parquet`, `sheet.jpg`, `prompts.csv`.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from raynest_pipeline.errors import StorageError
-from raynest_pipeline.images.names import MAX_FILE_NAME, name_problem
+from raynest_pipeline.images.names import FINE_NAME, MAX_FILE_NAME, name_problem
 
 if TYPE_CHECKING:
     from raynest_pipeline.images.manifest import Manifest
@@ -22,6 +23,7 @@ MANIFEST = "manifest.jsonl"
 PARQUET = "manifest.parquet"
 SHEET = "sheet.jpg"
 _LOCAL = ("file", "local")
+_FINE = re.compile(f"(?:{FINE_NAME}/)?{FINE_NAME}", re.IGNORECASE | re.ASCII)
 
 
 class Entry(NamedTuple):
@@ -99,10 +101,11 @@ class BatchStore(Protocol):
         """A local file with the content of `name`: itself, or a copy that lives as long as this object."""
         ...
 
-    def take_over(self, batch_id: str, name: str, own: str) -> Entry | None:
+    def take_over(self, batch_id: str, name: str, own: str, *, size: int, sha256: str) -> Entry | None:
         """Make `own` from the file `name` of another batch under the same root, without moving its bytes.
 
-        A hard link, or a copy inside the object store. None when it is not there (any more).
+        A hard link, or a copy inside the object store. None when it is not there with this content (size in
+        bytes, SHA-256 in hex; of an object only the size is looked at): then `own` stays as it was.
         """
         ...
 
@@ -172,6 +175,9 @@ def checked_name(name: str) -> str:
     Raises:
         StorageError: It is not.
     """
+    # At one look for most: once for each image of a resumed batch.
+    if len(name) <= MAX_FILE_NAME and _FINE.fullmatch(name):
+        return name
     parts = name.split("/")
     if len(parts) > 2 or any(name_problem(part, MAX_FILE_NAME) for part in parts):
         raise StorageError(f"{name[:300]!r} is not a name inside the batch's folder.")

@@ -230,8 +230,10 @@ class Dispatcher:
                 self._spawn(self._failed([flight], error))
             return
         flight.over = True
-        for other in flight.tries:
-            other.group.cancel_if_useless()
+        for other in list(flight.tries):
+            for useless in other.group.cancel_if_useless():
+                self.pace.dropped()
+                useless.close()
         self._hedge.answered(now - one.sent_at)
         latency = (now - one.sent_at) * 1000
         self._arrived.put_nowait((flight, Arrival(flight.job, answer, flight.attempts, latency)))
@@ -313,8 +315,10 @@ class Dispatcher:
             for (flight, _), error in zip(batch, errors, strict=True):
                 if error is None:
                     self._done(flight)
-                else:
-                    flight.over = False
+                    continue
+                flight.over = False
+                # A hedge may still be under way; then it decides.
+                if not flight.tries:
                     self._spawn(self._failed([flight], error))
 
 

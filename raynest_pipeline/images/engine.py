@@ -7,6 +7,7 @@ prompt: a record whose file is there (reused), a finished file without a record 
 """
 
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, replace
@@ -61,6 +62,7 @@ def generate(
     unreachable_after: float = UNREACHABLE_SECONDS,
     progress_every: float = PROGRESS_SECONDS,
     price: HourlyPrice | None = None,
+    on_begin: Callable[[], None] | None = None,
     on_end: Callable[[Manifest], None] | None = None,
 ) -> BatchResult:
     """Make the images of `prompts` that are not there yet.
@@ -80,6 +82,7 @@ def generate(
         unreachable_after: Seconds without a sign of the endpoint after which the batch ends.
         progress_every: Seconds between two calls of `on_progress`.
         price: Of the cluster; None: no cost is told.
+        on_begin: Called in this thread when the batch is held, before anything is asked for.
         on_end: Called in this thread when nothing is left to do, with the batch still held.
 
     Raises:
@@ -92,7 +95,11 @@ def generate(
         BaseException: An interruption of this thread; the batch has been left resumable.
     """
     clock = clock or SystemClock()
-    with store.exclusive(), store.open_manifest() as manifest:
+    with contextlib.ExitStack() as held:
+        held.enter_context(store.exclusive())
+        if on_begin is not None:
+            on_begin()
+        manifest = held.enter_context(store.open_manifest())
         run = _Run(
             prompts=iter(prompts),
             total=len(prompts) if isinstance(prompts, Sized) else None,

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from raynest_pipeline.errors import RemoteError
 from raynest_pipeline.images.client import Answer
@@ -11,8 +11,7 @@ from raynest_pipeline.images.offer import ImageRequest
 from raynest_pipeline.images.prompts import Prompt
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """An image to make."""
 
     prompt: Prompt
@@ -93,7 +92,13 @@ class Group:
     tries: list[Try] = field(default_factory=list)
     task: "asyncio.Task[None] | None" = None
 
-    def cancel_if_useless(self) -> None:
-        """Break the request off when none of its answers is of use any more: that frees the endpoint."""
-        if self.task is not None and not any(one.wanted for one in self.tries):
-            self.task.cancel()
+    def cancel_if_useless(self) -> "list[Try]":
+        """Break the request off when none of its answers is of use any more: that frees the endpoint.
+
+        Returns:
+            What has been broken off, still open: nothing more comes of it.
+        """
+        if self.task is None or any(one.wanted for one in self.tries):
+            return []
+        self.task.cancel()
+        return [one for one in self.tries if one.open]

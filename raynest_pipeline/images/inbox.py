@@ -7,6 +7,7 @@ steps, the next look finds the file, or the run, or both, and goes on from there
 
 import contextlib
 import hashlib
+import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ MOST_WATCHED = 1000
 """Files kept in mind from one look to the next, by name; of more, the first."""
 UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".swp", "~")
 """Endings under which programs write what isn't whole yet; left alone, as are names with a dot in front."""
+REASON = ".error.txt"
+LONGEST_SUFFIX = 20
+MOST_NAME_BYTES = 255
+"""Of a file's name, on the file systems that there are."""
+PARQUET_WEIGHT = 8
+"""A Parquet file has about so many times the rows of a text file of its size."""
 _STAMPS = ("mtime", "LastModified", "last_modified", "ETag", "etag", "created")
 
 
@@ -38,6 +45,11 @@ class Found:
     name: str
     size: int
     stamp: str
+
+    @property
+    def shown(self) -> str:
+        """The name as text that can be written and stored, whatever bytes it is made of."""
+        return _text(self.name)
 
 
 @dataclass(frozen=True)
@@ -150,7 +162,12 @@ class Inbox:
             except FileNotFoundError:
                 # A prefix is there once something has it.
                 return []
-        found = [_found(entry) for entry in entries if entry["type"] == "file" and not entry.get("islink")]
+        found = [
+            _found(entry)
+            for entry in entries
+            # Some tools put an object in the place of the prefix itself.
+            if entry["type"] == "file" and not entry.get("islink") and not self._is_root(entry["name"])
+        ]
         return [
             file for file in found if not file.name.startswith(".") and not file.name.endswith(UNFINISHED)
         ]
@@ -178,8 +195,7 @@ class Inbox:
         Raises:
             StorageError: It can't be moved.
         """
-        name = PurePosixPath(file.name)
-        return self._move(file, f"{TAKEN}/{name.stem}-{sha256[:8]}{name.suffix}")
+        return self._move(file, f"{TAKEN}/{_name(file, f'-{sha256[:8]}')}")
 
     def reject(self, file: Found, error: str) -> bool:
         """Move a file to `bad/`, with the error beside it as text; whether it was still the file judged.
@@ -187,30 +203,51 @@ class Inbox:
         Raises:
             StorageError: It can't be moved.
         """
-        name, target, number = PurePosixPath(file.name), f"{BAD}/{file.name}", 1
+        target, number = f"{BAD}/{_name(file, '')}", 1
         with _storage_errors(self.url):
             while self._fs.exists(f"{self._root}/{target}"):
                 number += 1
-                target = f"{BAD}/{name.stem}-{number}{name.suffix}"
+                target = f"{BAD}/{_name(file, f'-{number}')}"
             self._fs.makedirs(f"{self._root}/{BAD}", exist_ok=True)
             # First the reason: a file in bad/ without one would tell nobody anything.
-            self._fs.pipe_file(f"{self._root}/{target}.error.txt", f"{error}\n".encode())
-        return self._move(file, target)
+            reason = f"{self._root}/{target}{REASON}"
+            self._fs.pipe_file(reason, f"{_text(error)}\n".encode())
+            moved = self._move(file, target)
+            if not moved:
+                self._fs.rm_file(reason)
+        return moved
 
-    def _move(self, file: Found, target: str) -> bool:
-        source = f"{self._root}/{file.name}"
+    def unchanged(self, file: Found) -> bool:
+        """Whether a file is still the one that was listed.
+
+        Raises:
+            StorageError: It can't be looked at.
+        """
         with _storage_errors(self.url):
             self._fs.invalidate_cache()
             try:
                 # Listed, as it was before: what a store says of one file may be stamped otherwise.
-                now = _found(self._fs.ls(source, detail=True)[0])
+                now = _found(self._fs.ls(f"{self._root}/{file.name}", detail=True)[0])
             except (FileNotFoundError, IndexError):
                 return False
-            if (now.size, now.stamp) != (file.size, file.stamp):
-                return False
-            self._fs.makedirs(f"{self._root}/{target.split('/')[0]}", exist_ok=True)
-            self._fs.mv(source, f"{self._root}/{target}")
+        return (now.size, now.stamp) == (file.size, file.stamp)
+
+    def _move(self, file: Found, target: str) -> bool:
+        if not self.unchanged(file):
+            return False
+        source, target = f"{self._root}/{file.name}", f"{self._root}/{target}"
+        with _storage_errors(self.url):
+            self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            if self._local:
+                os.replace(source, target)
+            else:
+                # Not `mv`: that takes a name for a pattern, and `*.csv` would move, and delete, all there is.
+                self._fs.cp_file(source, target)
+                self._fs.rm_file(source)
         return True
+
+    def _is_root(self, name: str) -> bool:
+        return name.strip("/") == self._root.strip("/")
 
 
 def judge(path: Path, found: Found, *, check_bytes: float) -> Judged:
@@ -219,13 +256,14 @@ def judge(path: Path, found: Found, *, check_bytes: float) -> Judged:
     Args:
         path: The file on this machine.
         found: As it was listed.
-        check_bytes: Up to this size every row is checked; of a larger file only the ending.
+        check_bytes: Up to this size every row is checked (of Parquet: an eighth of it, since that is
+            compressed); of a larger file only the ending.
 
     Raises:
         StorageError: It can't be read, for a reason that isn't the file's own.
     """
     try:
-        if found.size <= check_bytes:
+        if found.size * (PARQUET_WEIGHT if path.suffix.lower() == ".parquet" else 1) <= check_bytes:
             prompts = open_prompts(path)
             return Judged(found, prompts.sha256, batch_id_for(prompts), len(prompts))
         if path.suffix.lower() not in ENDINGS:
@@ -234,9 +272,24 @@ def judge(path: Path, found: Found, *, check_bytes: float) -> Judged:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         return Judged(found, sha256, batch_id_of(path.stem, sha256))
     except InputError as error:
-        return Judged(found, "", error=str(error))
+        # The folder is ours, and may be a temporary one; people know the file by its name.
+        return Judged(found, "", error=_text(str(error).replace(f"{path.parent}/", "")))
     except OSError as error:
-        raise StorageError(f"{path} cannot be read.", why=error.strerror or str(error)) from None
+        raise StorageError(f"{found.shown} cannot be read.", why=error.strerror or str(error)) from None
+
+
+def _name(file: Found, mark: str) -> str:
+    """The name of a file, marked behind its stem, and short enough for a reason beside it."""
+    name = PurePosixPath(file.name)
+    end = f"{mark}{name.suffix[:LONGEST_SUFFIX]}"
+    room = MOST_NAME_BYTES - len(REASON) - len(os.fsencode(end))
+    stem = os.fsencode(name.stem)
+    return (name.stem if len(stem) <= room else stem[:room].decode("utf-8", "ignore")) + end
+
+
+def _text(text: str) -> str:
+    """A file's name may be of bytes that are no text; what Dagster and a text file take is text."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _found(entry: Mapping[str, Any]) -> Found:

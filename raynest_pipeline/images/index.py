@@ -33,9 +33,9 @@ _MATCH = f"""
 UPDATE latest SET there = max(there, {LISTED})
 WHERE id = ? AND size = ? AND stamp = ? AND substr(key, 1, {KEY_IN_NAME}) = ?
 """
-_CLAIM = f"""
+_FOUND = f"""
 UPDATE latest SET used = 1, there = max(there, {LISTED})
-WHERE id = ? AND key = ? AND stamp IS NOT NULL RETURNING size, stamp
+WHERE id = ? AND key = ? AND size = ? AND stamp = ?
 """
 
 
@@ -82,11 +82,12 @@ class Index:
         with _errors():
             return self._db.execute(sql, (prompt_id, key)).rowcount == 1
 
-    def claim(self, prompt_id: str, key: str) -> tuple[int | None, str] | None:
-        """Count the id as one of this run, and its file as there if it has this size and stamp."""
+    def found(self, prompt_id: str, key: str, size: int, stamp: str) -> bool:
+        """Whether the image of this key is on record with this size and stamp, which its file has; then it
+        counts as one of this run, and as there.
+        """
         with _errors():
-            row = self._db.execute(_CLAIM, (prompt_id, key)).fetchone()
-        return None if row is None else (row[0], row[1])
+            return self._db.execute(_FOUND, (prompt_id, key, size, stamp)).rowcount == 1
 
     def use(self, prompt_id: str, *, there: bool) -> None:
         """Count the id as one of this run, and its file, which has been read, as there or not."""

@@ -18,8 +18,17 @@ def kept_prompts(store: BatchStore) -> Path | None:
     return store.local(names[0]) if names else None
 
 
+def has_copy(store: BatchStore, prompts: PromptFile) -> bool:
+    """Whether a prompt file is the batch's own already."""
+    return _names(store) == [_own_name(prompts)] and _same(store.local(_own_name(prompts)), prompts)
+
+
 def keep_copy(store: BatchStore, prompts: PromptFile) -> bool:
     """Make a prompt file the batch's own; whole or not at all.
+
+    Args:
+        store: Held (`exclusive`): another process may be making the batch of the prompts that are there.
+        prompts: The new ones.
 
     Returns:
         Whether the batch had other prompts before, or none.
@@ -27,15 +36,18 @@ def keep_copy(store: BatchStore, prompts: PromptFile) -> bool:
     Raises:
         StorageError: It cannot be written.
     """
-    own = f"{PROMPTS}{prompts.path.suffix.lower()}"
-    names = _names(store)
-    if names == [own] and _same(store.local(own), prompts):
+    if has_copy(store, prompts):
         return False
+    own = _own_name(prompts)
     store.put_file(prompts.path, own)
-    for name in names:
+    for name in _names(store):
         if name != own:
             store.remove(name)
     return True
+
+
+def _own_name(prompts: PromptFile) -> str:
+    return f"{PROMPTS}{prompts.path.suffix.lower()}"
 
 
 def _names(store: BatchStore) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from raynest_pipeline.images.record import Record
+from raynest_pipeline.images.side_by_side import side_by_side
 
 BANDS = 4
 BAND_BITS = 16
@@ -76,7 +77,7 @@ def lookalikes(
 
     Args:
         records: Finished ones; each image is read once.
-        read: Gives the bytes of a file name; None: not there.
+        read: Gives the bytes of a file name; None: not there. Called in several threads.
         most: Pairs to list.
 
     Returns:
@@ -85,9 +86,12 @@ def lookalikes(
     bands: list[dict[int, list[tuple[Record, Print]]]] = [{} for _ in range(BANDS)]
     pairs: list[Pair] = []
     seen = 0
-    for record in records:
+
+    def look(record: Record) -> tuple[Record, Print | None]:
         data = read(record.file) if record.file else None
-        own = fingerprint(data) if data is not None else None
+        return record, fingerprint(data) if data is not None else None
+
+    for record, own in side_by_side(look, records):
         if own is None:
             continue
         seen += 1

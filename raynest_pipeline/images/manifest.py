@@ -121,13 +121,12 @@ class Manifest:
         with self._lock:
             return self._index.reuse(prompt_id, key)
 
-    def claim(self, prompt_id: str, key: str) -> tuple[int | None, str] | None:
-        """Size and stamp of the image on record for this id and key; None when there is none.
-
-        It counts as one of this run and as there: say so with `use` when the store says otherwise.
+    def found(self, prompt_id: str, key: str, size: int, stamp: str) -> bool:
+        """Whether the image of this id and key is on record with the size and stamp that its file has; then
+        it counts as one of this run, and as there.
         """
         with self._lock:
-            return self._index.claim(prompt_id, key)
+            return self._index.found(prompt_id, key, size, stamp)
 
     def use(self, prompt_id: str, *, there: bool = True) -> None:
         """Count a recorded id as one of this run: its file has been looked at, and is there or not."""

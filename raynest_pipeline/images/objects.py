@@ -4,7 +4,7 @@ Only what every store can do: put, get, list, copy and delete whole objects. Not
 renamed. Objects up to about 5 GB; ours are images and text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,8 +138,15 @@ class Objects:
 
         The store answers with up to 1,000 a request; they are all in memory for a moment, about 1 kB each.
         """
+        files = self._listed(prefix, "file")
+        return [_entry(f"{prefix}/{name}" if prefix else name, info) for name, info in files]
 
-        def call() -> list[Entry]:
+    def folders(self) -> Sequence[str]:
+        """The names directly below the base that have objects below them."""
+        return [name for name, _ in self._listed("", "directory")]
+
+    def _listed(self, prefix: str, kind: str) -> Sequence[tuple[str, dict[str, Any]]]:
+        def call() -> list[tuple[str, dict[str, Any]]]:
             path = self._path(prefix)
             # A listing from before would hide what others, or an earlier call, have put since; and one kept
             # for later would hold a million names.
@@ -148,8 +155,8 @@ class Objects:
                 found = self._or_none(lambda: self._fs.ls(path, detail=True)) or []
             finally:
                 self._fs.invalidate_cache()
-            names = ((_name_in(info, path), info) for info in found if info.get("type") == "file")
-            return [_entry(f"{prefix}/{name}" if prefix else name, info) for name, info in names if name]
+            names = ((_name_in(info, path), info) for info in found if info.get("type") == kind)
+            return [(name, info) for name, info in names if name]
 
         return self._call(call, "it cannot be listed.", prefix)
 

@@ -6,7 +6,7 @@ seed, steps, guidance and negative_prompt as well, and names its model under /he
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from raynest_pipeline.images.names import content_key
 from raynest_pipeline.images.prompts import Prompt
@@ -47,8 +47,7 @@ class Offer:
         return "untrained" in self.model.lower() or "random weights" in self.model.lower()
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRequest:
+class ImageRequest(NamedTuple):
     """One image as it is asked for: the prompt's values, else the settings', else the endpoint's own.
 
     None means that the endpoint takes its own and does not tell which.
@@ -70,6 +69,7 @@ class ImageRequest:
 
 def request_for(prompt: Prompt, settings: Batch, offer: Offer) -> ImageRequest:
     """What to ask of the endpoint for `prompt`."""
+    # Plain steps: this runs for each prompt of a finished batch, too.
     wanted = (
         ("negative_prompt", prompt.negative_prompt or None),
         ("seed", prompt.seed),
@@ -77,41 +77,29 @@ def request_for(prompt: Prompt, settings: Batch, offer: Offer) -> ImageRequest:
         ("steps", prompt.steps or settings.steps),
         ("guidance", settings.guidance if prompt.guidance is None else prompt.guidance),
     )
-    # Plain loops: this runs for each prompt of a finished batch, too.
+    parameters, ignored = offer.parameters, tuple[str, ...]()
     sent: dict[str, Any] = {"prompt": prompt.prompt}
-    ignored: list[str] = []
     for name, value in wanted:
         if value is not None:
-            if name in offer.parameters:
+            if name in parameters:
                 sent[name] = value
             else:
-                ignored.append(name)
-    defaults = offer.defaults
-    size = sent.get("img_size", defaults.get("img_size"))
-    steps = sent.get("steps", defaults.get("steps"))
-    guidance = sent.get("guidance", defaults.get("guidance"))
+                ignored += (name,)
+    known = {**offer.defaults, **sent}
+    size, steps, guidance = known.get("img_size"), known.get("steps"), known.get("guidance")
     negative = str(sent.get("negative_prompt", ""))
+    size, steps = None if size is None else int(size), None if steps is None else int(steps)
     key = content_key(
         model=offer.model,
         revision=offer.revision,
         prompt=prompt.prompt,
         negative_prompt=negative,
         seed=prompt.seed,
-        size=None if size is None else int(size),
-        steps=None if steps is None else int(steps),
+        size=size,
+        steps=steps,
         guidance=guidance,
     )
-    return ImageRequest(
-        prompt=prompt.prompt,
-        negative_prompt=negative,
-        seed=prompt.seed,
-        size=None if size is None else int(size),
-        steps=None if steps is None else int(steps),
-        guidance=guidance,
-        ignored=tuple(ignored),
-        query=sent,
-        key=key,
-    )
+    return ImageRequest(prompt.prompt, negative, prompt.seed, size, steps, guidance, ignored, sent, key)
 
 
 def parameters_of(openapi: Mapping[str, Any], path: str = "/imagine") -> Mapping[str, Any] | None:

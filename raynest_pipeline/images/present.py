@@ -1,7 +1,7 @@
 """Which images of a batch are there already: the rules of resuming, the same for every engine.
 
 In this order: a record whose file the store still lists with the recorded size and stamp (nothing is
-read); a record whose file, read whole, has the recorded SHA-256; a finished file without a record (its
+read); a record whose file, read whole, has the recorded SHA-256; a finished file without a record of it (its
 process was killed in between), once it proves whole; an image of the same content key in another batch
 under the same root. The latter two are to be recorded as adopted.
 """
@@ -77,7 +77,7 @@ class Present:
             StorageError: What is here cannot be read.
         """
         may_be_here = not self._store.remote or self._manifest.loose(file)
-        if may_be_here and (found := self._own(file, size)) is not None:
+        if may_be_here and (found := self._own(file, size)) and not self._replaced(key, found):
             return found
         shared = self._manifest.shared.find(key) if self._manifest.shared is not None else None
         if shared is None or shared.file != f"{IMAGES}/{image_name(_id_in(shared.file), key)}":
@@ -91,11 +91,8 @@ class Present:
     def _unchanged(self, prompt_id: str, key: str, file: str) -> bool:
         if self._store.remote:
             return self._manifest.reuse(prompt_id, key)
-        recorded = self._manifest.claim(prompt_id, key)
-        if recorded is None:
-            return False
         entry = self._store.entry(file)
-        return entry is not None and (entry.size, entry.stamp) == recorded
+        return entry is not None and self._manifest.found(prompt_id, key, entry.size, entry.stamp)
 
     def _own(self, file: str, size: int | None) -> Found | None:
         data, entry = self._store.read(file), self._store.entry(file)
@@ -108,12 +105,20 @@ class Present:
         sha256 = hashlib.sha256(data).hexdigest()
         return Found(file, sha256, len(data), png.width, png.height, entry.stamp)
 
+    def _replaced(self, key: str, found: Found) -> bool:
+        """Whether the file is on record with other content: somebody has put another picture in its place."""
+        record = self._manifest.latest(_id_in(found.file))
+        return (
+            record is not None
+            and (record.key, record.file) == (key, found.file)
+            and record.status != "failed"
+            and record.sha256 != found.sha256
+        )
+
     def _taken_over(self, shared: SharedImage, file: str) -> Found | None:
-        entry = self._store.take_over(shared.batch, shared.file, file)
-        if entry is None or entry.size != shared.size_bytes:
-            return None
-        # An object store vouches for its own copies; reading them back would cost as much as painting.
-        if not self._store.remote and not self._store.holds(file, shared.size_bytes, shared.sha256):
+        size, sha256 = shared.size_bytes, shared.sha256
+        entry = self._store.take_over(shared.batch, shared.file, file, size=size, sha256=sha256)
+        if entry is None:
             return None
         return Found(
             file=file,

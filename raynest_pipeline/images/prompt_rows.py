@@ -66,7 +66,7 @@ def csv_rows(lines: TextIO) -> Iterator[Row | Problem]:
             elif len(cells) != len(header):
                 yield Problem(line, "", f"has {len(cells)} cells, the header has {len(header)}")
             else:
-                yield line, dict(zip(header, (cell.strip() for cell in cells), strict=True))
+                yield line, dict(zip(header, map(str.strip, cells), strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
         yield Problem(line, "", f"is not valid CSV: {error}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raynest_pipeline.errors import InputError
-from raynest_pipeline.images.names import name_problem
+from raynest_pipeline.images.names import json_list, name_problem
 
 COLUMNS = ("id", "prompt", "negative_prompt", "seed", "size", "steps", "guidance", "count")
 """The columns with a meaning. Only `prompt` is required."""
@@ -122,14 +122,17 @@ def prompts_of_row(line: int, row: int, values: Mapping[str, Any]) -> tuple[list
     text, seed, name = taken["prompt"], taken.get("seed"), taken.get("id")
     negative, count = taken.get("negative_prompt", ""), taken.get("count", 1)
     size, steps, guidance = taken.get("size"), taken.get("steps"), taken.get("guidance")
-    extra = {column: value for column, value in taken.items() if column.startswith(FREE_PREFIX)}
+    extra: dict[str, Any] = {}
+    if len(taken) > 1:
+        extra = {column: value for column, value in taken.items() if column.startswith(FREE_PREFIX)}
     if name is None:
-        content = json.dumps([text, negative, seed, size, steps, guidance])
+        content = json_list((text, negative, seed, size, steps, guidance), ", ")
         name = f"{row:06d}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     prompts: list[Prompt] = []
     for copy in range(count):
         own = name if count == 1 else f"{name}-{copy + 1}"
-        if wrong := name_problem(own):
+        # A given id has been checked, and a derived one is always good.
+        if count > 1 and (wrong := name_problem(own)):
             return [], [Problem(line, "id", f"{shown(own)}, made by count, {wrong}")]
         own_seed = derived_seed(text, own) if seed is None else seed + copy
         if own_seed > MAX_SEED:

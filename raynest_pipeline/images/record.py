@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 from raynest_pipeline.images.batch_store import IMAGES
-from raynest_pipeline.images.names import MAX_NAME, image_name
+from raynest_pipeline.images.names import KEY_IN_NAME, MAX_NAME, image_name
 
 SCHEMA = 1
 
@@ -91,10 +91,12 @@ _ORDER = _HEAD + tuple(f.name for f in fields(Record) if f.name not in _HEAD)
 _FIELDS = {f.name for f in fields(Record)}
 _REQUIRED = {"id", "batch", "status", "key", "prompt", "seed", "model", "made_at"}
 _HEAD_PATTERN = re.compile(
-    rb'\{"schema":%d,"id":"([A-Za-z0-9._-]{1,%d})","status":"(made|adopted|failed)","key":"([0-9a-f]{64})",'
-    rb'"file":(?:"([A-Za-z0-9._/-]+)"|null),"size_bytes":(?:(\d{1,18})|null),"stamp":(?:"([^"\\]*)"|null),'
-    % (SCHEMA, MAX_NAME)
+    rb'\{"schema":%d,"id":"([A-Za-z0-9._-]{1,%d})","status":"(?:made|adopted|(failed))",'
+    rb'"key":"(([0-9a-f]{%d})[0-9a-f]{%d})","file":(?:"(%s/\1-\4\.png)"|"[A-Za-z0-9._/-]+"|null),'
+    rb'"size_bytes":(?:(\d{1,18})|null),"stamp":(?:"([^"\\]*)"|null),'
+    % (SCHEMA, MAX_NAME, KEY_IN_NAME, 64 - KEY_IN_NAME, IMAGES.encode())
 )
+"""The fifth group is there where the file is named as `names.image_name` does."""
 
 
 def parse_line(line: bytes) -> Record | None:
@@ -117,15 +119,13 @@ def parse_head(line: bytes) -> Head | None:
     if match is None or not line.endswith(b"}\n"):
         record = parse_line(line)
         return None if record is None else head_of(record)
-    name, status, key, file, size, stamp = match.groups()
-    text, key_text = name.decode("ascii"), key.decode("ascii")
-    trusted = stamp and file is not None and file.decode("ascii") == f"{IMAGES}/{image_name(text, key_text)}"
+    name, failed, key, _, ours, size, stamp = match.groups()
     return Head(
-        text,
-        key_text,
-        status == b"failed",
+        name.decode("ascii"),
+        key.decode("ascii"),
+        failed is not None,
         None if size is None else int(size),
-        stamp.decode("ascii") if trusted else None,
+        stamp.decode("ascii") if stamp and ours else None,
     )
 
 

@@ -120,10 +120,7 @@ class BatchFolder:
         """Whether `name` is there with this very content (size in bytes, SHA-256 in hex)."""
         path = self.path / checked_name(name)
         try:
-            if path.stat().st_size != size:
-                return False
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+            return _same(path, size, sha256)
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -177,10 +174,7 @@ class BatchFolder:
         temporary = final.with_name(f"{_TEMPORARY}{threading.get_native_id()}-{final.name}")
         try:
             try:
-                with path.open("rb") as source, temporary.open("wb") as file:
-                    shutil.copyfileobj(source, file)
-                    file.flush()
-                    os.fsync(file.fileno())
+                _copy(path, temporary)
                 os.replace(temporary, final)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -193,30 +187,34 @@ class BatchFolder:
         path = self.path / checked_name(name)
         return path if path.is_file() else None
 
-    def take_over(self, batch_id: str, name: str, own: str) -> Entry | None:
+    def take_over(self, batch_id: str, name: str, own: str, *, size: int, sha256: str) -> Entry | None:
         """Link a file of another batch here; where the file system has no hard links, copy it.
 
-        None when it is not there.
+        None when it is not there with this content.
         """
         other = self.root / checked_name(batch_id) / checked_name(name)
         final = self.path / checked_name(own)
         temporary = final.with_name(f"{_TEMPORARY}{threading.get_native_id()}-{final.name}")
         try:
-            temporary.unlink(missing_ok=True)
             try:
-                os.link(other, temporary, follow_symlinks=False)
-            except OSError as error:
-                if error.errno in _NO_FILE:
+                temporary.unlink(missing_ok=True)
+                try:
+                    os.link(other, temporary, follow_symlinks=False)
+                except OSError as error:
+                    if error.errno in _NO_FILE:
+                        return None
+                    if error.errno not in _NO_LINKS:
+                        raise
+                    _copy(other, temporary)
+                # Before it gets its name: under that, the next run would take another picture for this one.
+                if not _same(temporary, size, sha256):
                     return None
-                if error.errno not in _NO_LINKS:
-                    raise
-                self.put_file(other, own)
-                return self.entry(own)
-            os.replace(temporary, final)
-            # rename(2) does nothing when both names are the same file already.
-            temporary.unlink(missing_ok=True)
+                os.replace(temporary, final)
+            finally:
+                # Also after rename(2), which does nothing when both names are the same file already.
+                temporary.unlink(missing_ok=True)
         except OSError as error:
-            raise storage_error(error, final) from None
+            raise storage_error(error, final, size) from None
         return self.entry(own)
 
     @contextmanager
@@ -269,6 +267,20 @@ class BatchFolder:
         from raynest_pipeline.images.shared_keys import FolderKeys
 
         return FolderKeys(self.root, self.batch_id)
+
+
+def _copy(source: Path, path: Path) -> None:
+    with source.open("rb") as data, path.open("wb") as file:
+        shutil.copyfileobj(data, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _same(path: Path, size: int, sha256: str) -> bool:
+    if path.stat().st_size != size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
 def storage_error(error: OSError, path: Path, needed: int = 0, to_go: int = 1) -> StorageError:

@@ -46,6 +46,8 @@ class Painting:
     """The model's own safety checker blacked the image out."""
     made_with: dict[str, str] = field(default_factory=dict)
     """What else changes the picture: `scheduler`, and `vae` where it is not the model's own."""
+    replica: str = ""
+    """Serve's id of the replica that painted it."""
 
 
 @dataclass(frozen=True, slots=True)

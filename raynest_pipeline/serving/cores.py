@@ -36,14 +36,19 @@ def cpu_quota(cgroup: Path) -> float | None:
     return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
-def wait_asleep() -> None:
-    """Let OpenMP's threads sleep while they wait for each other. Only before torch is imported; who has set
-    OMP_WAIT_POLICY keeps it.
+SPINS = "3000"
+"""Rounds that a waiting OpenMP thread spins before it sleeps; libgomp's own default is 300,000."""
 
-    By default they spin, and use up their time slices with it: with anything else on the cores (here the HTTP
-    proxy, the ingress, the PNG encoders) two threads took ten times as long as one, asleep they don't.
+
+def spin_briefly() -> None:
+    """Let OpenMP's threads spin only briefly while they wait for each other. Only before torch is imported;
+    who has set OMP_WAIT_POLICY or GOMP_SPINCOUNT keeps it.
+
+    Threads that spin for long use up their time slices with it when anything else wants the cores; threads that
+    sleep at once need twice the time for a single small image on free ones (docs/performance.md).
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def set_threads(cpu_threads: int) -> None:

@@ -28,6 +28,7 @@ IMAGE_HEADERS: Schema = {
     "X-Raynest-Device": header("What painted it."),
     "X-Raynest-Seconds": header("Seconds of the pipeline call that made the whole batch.", "number"),
     "X-Raynest-Batch": header("Images in that batch.", "integer"),
+    "X-Raynest-Worker": header("Serve's id of the model replica that painted it."),
     "X-Raynest-Scheduler": header("Class of the solver in diffusers."),
     "X-Raynest-Vae": header("Only there when another VAE stood in for the model's own."),
     "X-Raynest-Filtered": header("Only there when the model's safety checker blacked the image out."),

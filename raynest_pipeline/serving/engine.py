@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from raynest_pipeline.serving.contract import ImageRequest, PaintingFailed
-from raynest_pipeline.serving.cores import set_threads, usable_cores, wait_asleep
+from raynest_pipeline.serving.cores import set_threads, spin_briefly, usable_cores
 from raynest_pipeline.serving.sources import LoadedModel
 from raynest_pipeline.serving.speed import Stance, shapes_of
 
@@ -66,7 +66,7 @@ class Engine:
         """Load the model in the driving thread. Raises what `load` raises."""
         self.device_failure: str | None = None
         self.cpu_threads = cpu_threads or usable_cores()
-        wait_asleep()
+        spin_briefly()
         self.batch_limit = max_batch_size
         self._thread = ThreadPoolExecutor(1, "pipeline", set_threads, (self.cpu_threads,))
         self.model = self._thread.submit(load).result()

@@ -210,6 +210,8 @@ def headers_of(painting: Painting) -> dict[str, str]:
         "Batch": painting.batch,
         **{name.title(): value for name, value in painting.made_with.items()},
     }
+    if painting.replica:
+        values["Worker"] = painting.replica
     if painting.filtered:
         values["Filtered"] = "safety checker"
     return {

@@ -88,7 +88,7 @@ class Painter:
         try:
             outcome = await self._batcher.paint(request)
             if isinstance(outcome, Canvas):
-                return await asyncio.to_thread(finish, request, outcome, self._engine.model)
+                return await asyncio.to_thread(finish, request, outcome, self._engine.model, self._replica)
         except TimeoutError as error:
             return error
         finally:
@@ -127,7 +127,7 @@ class Painter:
             raise RuntimeError(f"the device failed: {failure}")
 
 
-def finish(request: ImageRequest, canvas: Canvas, model: LoadedModel) -> Painting:
+def finish(request: ImageRequest, canvas: Canvas, model: LoadedModel, replica: str = "") -> Painting:
     """Encode a canvas with the values that made it, so that the file alone tells how to make it again."""
     bucket, made_with = canvas.bucket, model.speed.recorded()
     metadata = {
@@ -156,6 +156,7 @@ def finish(request: ImageRequest, canvas: Canvas, model: LoadedModel) -> Paintin
         batch=canvas.batch,
         filtered=canvas.filtered,
         made_with=made_with,
+        replica=replica,
     )
 
 

@@ -1,5 +1,6 @@
 """The batches as an asset over a real loopback endpoint, their checks, and the batch of every day."""
 
+import contextlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
@@ -12,14 +13,18 @@ import pytest
 from chain_world import World
 
 from raynest_pipeline.chain.chain import Chain
-from raynest_pipeline.defs.images.checks import Pace, pace_check
+from raynest_pipeline.defs.images import assets
+from raynest_pipeline.defs.images.checks import Pace, earlier_paces, pace_check, pace_of
+from raynest_pipeline.defs.images.metadata import figures
 from raynest_pipeline.defs.progress import listening
+from raynest_pipeline.errors import UnreachableError
 from raynest_pipeline.images.batch import Outcome
-from raynest_pipeline.images.result import Progress
+from raynest_pipeline.images.result import BatchResult, Progress
 from raynest_pipeline.settings import Gallery
 
 Run = Callable[..., dg.ExecuteInProcessResult]
 PROMPTS = "id,prompt\na,a red apple\nb,a blue star\nc,a green tree\n"
+ALL = ("a red apple", "a blue star", "a green tree")
 
 
 @pytest.fixture
@@ -128,7 +133,14 @@ class TestBatch:
         assert metadata(batch(prompts=None))["reused"] == 3
 
     def test_another_folder(self, batch: Run, tmp_path: Path) -> None:
-        assert metadata(batch(out=str(tmp_path / "out")))["folder_path"] == str(tmp_path / "out" / "b1")
+        result = batch(out=str(tmp_path / "out"))
+        found = metadata(result)
+        assert found["folder_path"] == str(tmp_path / "out" / "b1")
+        assert "gallery" not in found, "nobody serves that folder"
+        assert found["a_contact_sheet"].startswith("![contact sheet of b1](data:image/jpeg;base64,")
+        (event,) = result.asset_materializations_for_node("gallery")
+        assert set(event.metadata) == {"page_path", "images", "failed"}
+        assert Path(str(event.metadata["page_path"].value)).is_file()
 
     def test_a_damaged_image_is_made_again(self, batch: Run) -> None:
         folder = Path(metadata(batch())["folder_path"])
@@ -194,9 +206,9 @@ class TestChecks:
             asked.append("a")
             return await answering(png(f"picture {len(asked)}"))(*_)
 
-        endpoint.by_prompt["a red apple"] = another_each_time
+        endpoint.by_prompt = dict.fromkeys(ALL, another_each_time)
         result = batch()
-        assert len(asked) == 2, "once for the batch, once for the check"
+        assert len(asked) == 4, "three for the batch, one for the check"
         check = checks(result)["same_seed"]
         assert result.success and not check.passed
         assert check.severity is dg.AssetCheckSeverity.ERROR and check.metadata["difference"].value > 2
@@ -208,11 +220,11 @@ class TestChecks:
 
         async def once(*_: Any) -> Any:
             asked.append("a")
-            if len(asked) > 1:
+            if len(asked) > 3:
                 return web.json_response({"detail": "not this one any more"}, status=422)
-            return await answering(png("first"))(*_)
+            return await answering(png(f"picture {len(asked)}"))(*_)
 
-        endpoint.by_prompt["a red apple"] = once
+        endpoint.by_prompt = dict.fromkeys(ALL, once)
         result = batch()
         check = checks(result)["same_seed"]
         assert result.success and not check.passed
@@ -222,6 +234,51 @@ class TestChecks:
         batch()
         check = checks(batch())["same_seed"]
         assert check.passed and check.metadata["not_compared"].value == "no image was made in this run"
+
+    def test_the_image_asked_for_again_is_of_this_run_and_its_model(
+        self, batch: Run, endpoint: Any, tmp_path: Path
+    ) -> None:
+        batch()
+        (tmp_path / "prompts.csv").write_text(PROMPTS + "z,a black cross\n")
+        check = checks(batch())["same_seed"]
+        assert check.passed and check.metadata["id"].value == "z"
+
+    def test_images_of_earlier_prompts_do_not_stand_in_for_missing_ones(
+        self, batch: Run, endpoint: Any, tmp_path: Path, up: Chain
+    ) -> None:
+        from aiohttp import web
+
+        async def refuse(*_: Any) -> web.StreamResponse:
+            return web.json_response({"detail": "not this one"}, status=422)
+
+        batch()
+        lenient = up.settings.batch.model_copy(update={"max_failed_share": 1.0})
+        object.__setattr__(up, "settings", up.settings.model_copy(update={"batch": lenient}))
+        endpoint.by_prompt["a black cross"] = refuse
+        (tmp_path / "prompts.csv").write_text("id,prompt\ny,a black cross\nz,a brown circle\n")
+        result = batch()
+        check = checks(result)["complete"]
+        assert result.success and not check.passed and check.metadata["missing"].value == 1
+
+    def test_a_batch_of_failures_only_has_a_sheet_a_page_and_a_check_that_says_so(
+        self, batch: Run, endpoint: Any, up: Chain
+    ) -> None:
+        from aiohttp import web
+
+        async def refuse(*_: Any) -> web.StreamResponse:
+            return web.json_response({"detail": "not this one"}, status=422)
+
+        lenient = up.settings.batch.model_copy(update={"max_failed_share": 1.0})
+        object.__setattr__(up, "settings", up.settings.model_copy(update={"batch": lenient}))
+        endpoint.by_prompt = dict.fromkeys(ALL, refuse)
+        result = batch()
+        found = metadata(result)
+        assert result.success and (found["made"], found["failed"]) == (0, 3)
+        assert Path(found["sheet_path"]).is_file() and "slowest" not in found
+        failed = {name for name, check in checks(result).items() if not check.passed}
+        assert failed == {"complete"}
+        (event,) = result.asset_materializations_for_node("gallery")
+        assert '"failed":3' in Path(str(event.metadata["page_path"].value)).read_text()
 
 
 class TestSeveralBatches:
@@ -277,6 +334,43 @@ class TestSeveralBatches:
         assert not result.success and "1 of 1 images failed" in what(result)
         assert set(self.materialized(instance, "batch_images")) == {"b2"}
 
+    def test_every_failure_is_told(self, backfill: Run, instance: dg.DagsterInstance, up: Chain) -> None:
+        for key in ("b1", "b2"):
+            (up.settings.output_dir / key / "prompts.csv").write_text("id,prompt\na,\n")
+        result = backfill()
+        assert not result.success
+        told = [entry.user_message for entry in instance.all_logs(result.run_id)]
+        assert all(any(line.startswith(f"{key}: The prompt file") for line in told) for key in ("b1", "b2"))
+
+    def test_an_endpoint_that_is_gone_is_not_waited_for_by_each(
+        self, backfill: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tried: list[str] = []
+
+        def gone(*args: Any) -> Any:
+            tried.append(args[-1])
+            raise UnreachableError("The endpoint has not answered for 60 s.")
+
+        monkeypatch.setattr(assets, "_finish", gone)
+        assert "has not answered" in what(backfill())
+        assert tried == ["b1"]
+
+    @pytest.mark.parametrize("error", [RuntimeError, dg.DagsterExecutionInterruptedError])
+    def test_what_is_finished_is_on_record_whatever_ends_the_run(
+        self, backfill: Run, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, error: Any
+    ) -> None:
+        real = assets._finish
+
+        def ended(*args: Any) -> Any:
+            if args[-1] == "b2":
+                raise error()
+            return real(*args)
+
+        monkeypatch.setattr(assets, "_finish", ended)
+        with contextlib.suppress(dg.DagsterExecutionInterruptedError):
+            backfill()
+        assert set(self.materialized(instance, "batch_images")) == {"b1"}
+
     def test_one_file_cannot_be_several_batches(self, backfill: Run, tmp_path: Path) -> None:
         assert "cannot be 2 batches" in what(backfill(prompts=str(tmp_path / "prompts.csv")))
 
@@ -326,6 +420,23 @@ class TestPace:
 
     def test_the_first_batch_has_nothing_to_be_held_against(self) -> None:
         assert self.of(0.001, []).passed
+
+    def test_a_run_that_found_most_of_a_batch_there_says_nothing(self) -> None:
+        resumed = Pace(1, 10, "shapes", images=1000)
+        assert pace_check(resumed, [Pace(100, 10, "shapes", images=10)], 0.5).passed
+        assert pace_check(Pace(40, 10, "shapes", images=10), [resumed] * 5, 0.5).metadata[
+            "compared_with"
+        ] == dg.MetadataValue.int(0)
+        assert not pace_check(Pace(1, 10, "shapes", images=20), [Pace(100, 10, "shapes")], 0.5).passed
+
+    def test_an_endpoint_that_does_not_name_its_model_is_held_against_itself(
+        self, instance: dg.DagsterInstance
+    ) -> None:
+        result = BatchResult(10, 0, 0, 1.0, None, None)
+        record = dg.AssetMaterialization("batch_images", metadata=figures(result, 10, None))
+        instance.report_runless_asset_event(record)
+        earlier = earlier_paces(instance, dg.AssetKey("batch_images"))
+        assert not pace_check(pace_of(BatchResult(10, 0, 0, 100.0, None, None)), earlier, 0.5).passed
 
     def test_another_model_or_a_handful_of_images_says_nothing(self) -> None:
         other = [Pace(100, 10, "other"), Pace(100, 3, "shapes")]

@@ -1,7 +1,9 @@
 """The inbox sensor against a real Dagster instance: exactly once, wherever it is killed."""
 
 import json
+import os
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from raynest_pipeline.defs.images import inbox as module
 from raynest_pipeline.defs.images.inbox import dump, load
 from raynest_pipeline.defs.images.tags import BATCH_TAG, CONTENT_TAG
 from raynest_pipeline.defs.resources import RaynestResource
+from raynest_pipeline.errors import StorageError
 from raynest_pipeline.images.inbox import Inbox, Watched
 from raynest_pipeline.settings import Settings, load_settings
 
@@ -161,6 +164,66 @@ class TestAFile:
         daemon.tick()
         (request,) = daemon.tick().run_requests
         assert request.partition_key.startswith("large-") and daemon.files("bad") == []
+
+    def test_one_that_is_written_over_while_it_is_read_never_mixes(
+        self, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = daemon.drop("fruit.csv")
+        daemon.tick()
+        later = PROMPTS + "c,a green tree\n"
+        with monkeypatch.context() as patched:
+            real = module.keep_prompts
+
+            def written_over(store: Any, source: Path) -> None:
+                path.write_text(later)
+                real(store, source)
+
+            patched.setattr(module, "keep_prompts", written_over)
+            assert daemon.tick().run_requests == [], "what was judged is not what was kept"
+        for _ in range(4):
+            daemon.tick()
+        (batch,) = daemon.runs()
+        own = daemon.home / "images" / batch / "prompts.csv"
+        assert own.read_text() == later and batch.endswith(sha256(own.read_bytes()).hexdigest()[:8])
+
+    def test_too_large_a_one_is_told_so(self, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RAYNEST_INBOX__MAX_MB", "0.00001")
+        daemon.drop("huge.csv")
+        daemon.tick()
+        assert daemon.tick().run_requests == []
+        assert daemon.files() == [] and daemon.files("bad") == ["huge.csv", "huge.csv.error.txt"]
+        assert "raynest generate" in (daemon.folder / "bad" / "huge.csv.error.txt").read_text()
+
+    @pytest.mark.parametrize("step", ["fetched", "take", "reject"])
+    def test_one_that_cannot_be_read_or_moved_keeps_no_other_from_its_batch(
+        self, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        daemon.drop("a.csv", "id,prompt\na,\n" if step == "reject" else "id,prompt\na,an apple\n")
+        daemon.drop("b.csv")
+        real = getattr(Inbox, step)
+
+        def fail(self: Inbox, file: Any, *more: Any) -> Any:
+            if file.name == "a.csv":
+                raise StorageError("a.csv cannot be read.")
+            return real(self, file, *more)
+
+        monkeypatch.setattr(Inbox, step, fail)
+        for _ in range(4):
+            result = daemon.tick()
+        assert any(batch.startswith("b-") for batch in daemon.runs())
+        assert daemon.files() == ["a.csv"] and len(daemon.files("taken")) == 1
+        assert load(result.cursor)["a.csv"].looks >= 4, "what is known of it is kept"
+
+    def test_a_name_that_is_no_text_becomes_a_batch(self, daemon: Daemon) -> None:
+        try:
+            daemon.drop(os.fsdecode(b"caf\xe9.csv"))
+        except OSError:
+            pytest.skip("this file system only takes text")
+        for _ in range(3):
+            result = daemon.tick()
+            (result.cursor + str(result.skip_reason)).encode()
+        (batch,) = daemon.runs()
+        assert batch.startswith("caf-") and daemon.files() == []
 
 
 class TestKilled:

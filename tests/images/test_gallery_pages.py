@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from raynest_pipeline.errors import StorageError
+from raynest_pipeline.images import side_by_side
 from raynest_pipeline.images.gallery import batch_page, thumbs
 from raynest_pipeline.images.gallery.batch_page import write_batch_page, write_index
 from raynest_pipeline.images.gallery.place import Place
@@ -54,8 +55,12 @@ def png(side: int) -> bytes:
     return buffer.getvalue()
 
 
+def under(place: Place, name: str) -> Place:
+    return Place(f"{place.url}/{name}")
+
+
 def write(place: Place, records: list[Record], **more: Any) -> batch_page.Summary:
-    return write_batch_page(place.under("b1"), "b1", iter(records), Gallery(**more))
+    return write_batch_page(under(place, "b1"), "b1", iter(records), Gallery(**more))
 
 
 def data(place: Place, chunk: int = 0) -> list[dict[str, Any]]:
@@ -192,12 +197,18 @@ class TestBatchPage:
             ), name
 
 
+def test_numbers_too_large_for_a_browser_are_text(place: Place) -> None:
+    write(place, [record("a", seed=2**60, extra={"x_product": 2**60 + 1, "x_price": 9.5})])
+    (row,) = data(place)
+    assert row["seed"] == str(2**60) and row["x"] == {"product": str(2**60 + 1), "price": 9.5}
+
+
 class TestThumbs:
     def made(self, place: Place, sides: list[int], **more: Any) -> list[str | None]:
         records = []
         for number, side in enumerate(sides):
             records.append(record(f"{number}", width=side, height=side))
-            place.under("b1").write(f"images/{number}-0123.png", png(side))
+            under(place, "b1").write(f"images/{number}-0123.png", png(side))
         write(place, records, **more)
         return [row.get("thumb") for row in data(place)]
 
@@ -223,14 +234,14 @@ class TestThumbs:
         assert names == ["thumbs/0-0123-128.webp", None, None, None]
 
     def test_the_order_is_kept(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(thumbs, "AHEAD", 3)
+        monkeypatch.setattr(side_by_side, "AHEAD", 3)
         self.made(place, [512] * 8, thumbnail_pixels=128, max_thumbnails=5)
         assert [row["id"] for row in data(place)] == [str(n) for n in range(8)]
 
     @pytest.mark.parametrize("content", [None, b"", b"junk", png(512)[:500]])
     def test_an_image_that_cannot_be_read_spoils_nothing(self, place: Place, content: bytes | None) -> None:
         if content is not None:
-            place.under("b1").write("images/a-0123.png", content)
+            under(place, "b1").write("images/a-0123.png", content)
         write(place, [record("a", width=512, height=512)], thumbnail_pixels=128)
         (row,) = data(place)
         assert "thumb" not in row and row["file"] == "images/a-0123.png"
@@ -239,22 +250,40 @@ class TestThumbs:
 class TestIndex:
     def test_all_batches_that_have_a_page(self, place: Place) -> None:
         for name, count in (("one", 1), ("two", 2)):
-            write_batch_page(place.under(name), name, [record(str(n)) for n in range(count)], Gallery())
+            write_batch_page(under(place, name), name, [record(str(n)) for n in range(count)], Gallery())
         place.write("three/manifest.jsonl", b"")
         assert write_index(place) == 2
         batches = constant(place.read("index.html"), "BATCHES")
         assert [(batch["batch"], batch["finished"]) for batch in batches] == [("one", 1), ("two", 2)]
 
     def test_a_damaged_summary_hides_one_batch_only(self, place: Place) -> None:
-        write_batch_page(place.under("one"), "one", [record("a")], Gallery())
+        write_batch_page(under(place, "one"), "one", [record("a")], Gallery())
         for name, content in (("bad", b"{"), ("list", b"[]"), (".hidden", b"{}")):
             place.write(f"{name}/gallery/summary.json", content)
         assert write_index(place) == 1
 
     def test_a_renamed_folder_goes_by_its_new_name(self, place: Place) -> None:
-        write_batch_page(place.under("new"), "old", [record("a")], Gallery())
+        write_batch_page(under(place, "new"), "old", [record("a")], Gallery())
         write_index(place)
         assert [batch["batch"] for batch in constant(place.read("index.html"), "BATCHES")] == ["new"]
+
+    def test_a_batch_that_ends_meanwhile_is_not_lost(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two runs end at once: the other one writes its page between this one's look and its writing."""
+        write_batch_page(under(place, "one"), "one", [record("a")], Gallery())
+        real = Place.write
+
+        def late(self: Place, name: str, data: bytes) -> None:
+            if name == "index.html" and not place.read("two/gallery/summary.json"):
+                monkeypatch.setattr(Place, "write", real)
+                write_batch_page(under(place, "two"), "two", [record("b")], Gallery())
+                write_index(place)
+            real(self, name, data)
+
+        monkeypatch.setattr(Place, "write", late)
+        assert write_index(place) == 2
+        assert [b["batch"] for b in constant(place.read("index.html"), "BATCHES")] == ["one", "two"]
 
     def test_nothing_yet(self, place: Place) -> None:
         assert write_index(place) == 0
@@ -263,6 +292,13 @@ class TestIndex:
 class TestPlace:
     def test_what_is_not_there(self, place: Place) -> None:
         assert place.read("nothing") is None and place.names("nowhere") == set()
+        assert place.folders() == set()
+
+    def test_files_and_folders_are_told_apart(self, place: Place) -> None:
+        for name in ("index.html", "b1/a.txt", "b1/images/a.png", "b2/b.txt"):
+            place.write(name, b"1")
+        assert place.folders() == {"b1", "b2"} and place.names() == {"index.html"}
+        assert place.names("b1") == {"a.txt"}
 
     def test_a_write_leaves_no_traces(self, tmp_path: Path) -> None:
         place = Place(tmp_path)
@@ -282,7 +318,7 @@ class TestPlace:
         (tmp_path / "file").write_text("")
         with pytest.raises(StorageError, match="cannot be used"):
             Place(tmp_path / "file").write("a.txt", b"")
-        with pytest.raises(StorageError, match="cannot be used as a store"):
+        with pytest.raises(StorageError, match="no driver for nosuchstore://"):
             Place("nosuchstore://bucket")
 
     def test_only_a_folder_is_on_this_machine(self, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raynest_pipeline.errors import StorageError
 from raynest_pipeline.images.gallery.place import Place
 from raynest_pipeline.images.gallery.server import gallery_in_background
 
@@ -138,6 +139,19 @@ def test_a_link_does_not_lead_out(tmp_path: Path) -> None:
         port = int(url.rsplit(":", 1)[1])
         assert ask(port, "/b1/images/a.png")[0] == 200
         assert ask(port, "/b1/images/b.png")[0] == 404
+
+
+def test_a_store_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(f"memory://{uuid.uuid4().hex}")
+    with gallery_in_background(place, 0) as url:
+
+        def fail(self: Place, name: str) -> bytes:
+            raise StorageError("memory://x cannot be used: it cannot be read.", why="key-id and secret")
+
+        monkeypatch.setattr(Place, "read", fail)
+        status, headers, body = ask(int(url.rsplit(":", 1)[1]), "/b1/index.html")
+    assert status == 502 and b"cannot be read" in body and b"secret" not in body
+    assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_it_ends_with_its_context(place: Place) -> None:

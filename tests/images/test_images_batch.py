@@ -3,8 +3,10 @@ from typing import Any
 
 import pytest
 
-from raynest_pipeline.errors import InputError
+from raynest_pipeline.errors import InputError, RefusedError
 from raynest_pipeline.images.batch import batch_id_for, batch_prompts, run_batch
+from raynest_pipeline.images.batch_store import open_batch
+from raynest_pipeline.images.kept import kept_prompts
 from raynest_pipeline.images.names import name_problem
 from raynest_pipeline.images.prompt_file import open_prompts
 from raynest_pipeline.images.store import BatchFolder
@@ -33,6 +35,31 @@ def test_records_of_prompts_that_left_the_file_are_not_counted(tmp_path: Path, e
     outcome = run_batch(folder, open_prompts(source), endpoint.target, Batch())
     assert [r.id for r in outcome.summary.shown] == ["dog"] and outcome.result.reused == 1
     assert (outcome.summary.finished, outcome.summary.failed) == (1, 0)
+
+
+class NoRay:
+    """Stands where a RayBatch stands in a run that is refused before Ray is asked for anything."""
+
+
+@pytest.mark.parametrize("on_ray", [None, NoRay()], ids=["http", "ray"])
+@pytest.mark.parametrize("place", ["folder", "objects"])
+def test_a_run_that_finds_the_batch_held_leaves_its_prompts_as_they_are(
+    tmp_path: Path, endpoint: Any, on_ray: Any, place: str
+) -> None:
+    root = tmp_path / "out" if place == "folder" else f"memory://held-{id(tmp_path)}"
+    source = tmp_path / "p.csv"
+    source.write_text("prompt\na cat\n")
+    run_batch(open_batch(root, "b"), open_prompts(source), endpoint.target, Batch())
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a dog"}\n')
+    holder, late = open_batch(root, "b"), open_batch(root, "b")
+    with holder.exclusive(), pytest.raises(RefusedError):
+        run_batch(late, open_prompts(tmp_path / "p.jsonl"), endpoint.target, Batch(), on_ray=on_ray)
+    kept = kept_prompts(holder)
+    assert kept is not None and kept.read_text() == "prompt\na cat\n" and kept.suffix == ".csv"
+    # And with the batch free, they are the new ones.
+    run_batch(late, open_prompts(tmp_path / "p.jsonl"), endpoint.target, Batch())
+    kept = kept_prompts(open_batch(root, "b") if place == "folder" else late)
+    assert kept is not None and kept.suffix == ".jsonl"
 
 
 @pytest.mark.parametrize("name", ["p.csv", "con.csv", "猫.csv", ".hidden.csv", "--.csv", "x" * 200 + ".csv"])

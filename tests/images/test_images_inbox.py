@@ -4,6 +4,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,16 @@ class TestJudge:
         assert (large.sha256, large.batch) == (checked.sha256, checked.batch)
         assert large.images is None
 
+    def test_parquet_counts_for_more_than_its_size(self, tmp_path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = tmp_path / "fruit.parquet"
+        pq.write_table(pa.table({"id": ["a", "b"], "prompt": ["an apple", "a pear"]}), path)
+        size = path.stat().st_size
+        assert self.judged(path, check_bytes=4 * size).images is None
+        assert self.judged(path, check_bytes=8 * size).images == 2
+
     def test_a_large_one_of_another_kind_is_bad(self, tmp_path: Path) -> None:
         path = tmp_path / "film.mp4"
         path.write_bytes(b"x" * 100)
@@ -225,6 +236,70 @@ class TestInbox:
         assert not inbox.take(file, "0123456789abcdef")
         with inbox.fetched(file) as path:
             assert path is None
+
+    def test_a_name_that_reads_as_a_pattern_is_only_a_name(self, inbox: Inbox) -> None:
+        inbox.look()
+        for name in ("a1.csv", "b.csv", "c.csv"):
+            put(inbox, name)
+        for name in ("*.csv", "a[1].csv", "?.csv"):
+            assert inbox.take(put(inbox, name, f"id,prompt\n1,{name}\n"), "0123456789abcdef")
+        assert names(inbox) == ["a1.csv", "b.csv", "c.csv"]
+        assert names(inbox, "taken") == ["*-01234567.csv", "?-01234567.csv", "a[1]-01234567.csv"]
+        assert inbox.reject(put(inbox, "*.csv", "nonsense"), "why")
+        assert names(inbox) == ["a1.csv", "b.csv", "c.csv"]
+
+    @pytest.mark.parametrize("name", ["n" * 251 + ".csv", "ü" * 125 + ".csv", "a." + "x" * 250])
+    def test_the_longest_name_finds_room_for_its_mark(self, inbox: Inbox, name: str) -> None:
+        inbox.look()
+        assert inbox.take(put(inbox, name), "0123456789abcdef")
+        for _ in range(2):
+            assert inbox.reject(put(inbox, name, "nonsense"), "why")
+        assert len(names(inbox, "taken")) == 1 and len(names(inbox, "bad")) == 4 and names(inbox) == []
+        assert all(len(os.fsencode(n)) <= 255 for n in names(inbox, "taken") + names(inbox, "bad"))
+
+    def test_a_file_that_changed_leaves_no_reason_behind(self, inbox: Inbox) -> None:
+        inbox.look()
+        file = put(inbox, "a.csv", "nonsense")
+        put(inbox, "a.csv", PROMPTS)
+        assert not inbox.reject(file, "why")
+        assert names(inbox, "bad") == [] and names(inbox) == ["a.csv"]
+
+    def test_a_marker_in_the_place_of_the_prefix_is_no_file(self) -> None:
+        import fsspec
+
+        url = f"memory://{uuid.uuid4().hex}/inbox"
+        inbox, memory = Inbox(url), fsspec.filesystem("memory")
+        put(inbox, "a.csv")
+        marker = {"name": f"{inbox._root}/", "size": 0, "type": "file"}
+        real, ls = inbox._fs, memory.ls
+
+        class WithMarker:
+            protocol = real.protocol
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+            def ls(self, path: str, detail: bool) -> list[dict[str, Any]]:
+                return [marker, *ls(path, detail=detail)]
+
+        inbox._fs = WithMarker()
+        assert [file.name for file in inbox.look()] == ["a.csv"]
+
+    def test_a_name_that_is_no_text_is_a_name_all_the_same(self, tmp_path: Path) -> None:
+        inbox = Inbox(str(tmp_path / "inbox"))
+        inbox.look()
+        name = os.fsdecode(b"caf\xe9.csv")
+        try:
+            (tmp_path / "inbox" / name).write_text("id,prompt\na,\n")
+        except OSError:
+            pytest.skip("this file system only takes text")
+        (file,) = inbox.look()
+        assert file.shown == "caf?.csv"
+        with inbox.fetched(file) as path:
+            assert path is not None
+            judged = judge(path, file, check_bytes=1e6)
+        assert judged.error.startswith("The prompt file caf?.csv has 1 problem")
+        assert inbox.reject(file, judged.error) and len(names(inbox, "bad")) == 2
 
     def test_it_is_read_under_its_own_name(self, inbox: Inbox) -> None:
         inbox.look()

@@ -332,9 +332,18 @@ def test_headers_tell_all_that_changes_the_picture_and_exactly() -> None:
             return replace(await super().paint(request), made_with=made_with)
 
     answer = get(Quick(), {"prompt": "x", "guidance": 7.123456789, "format": "webp"})
+    assert "x-raynest-worker" not in answer.headers
     assert float(answer.headers["x-raynest-guidance"]) == 7.123456789
     assert answer.headers["x-raynest-scheduler"] == "UniPCMultistepScheduler"
     assert answer.headers["x-raynest-vae"] == "org/tiny"
+
+
+def test_the_header_names_the_replica_that_painted() -> None:
+    class OnReplica(StandIn):
+        async def paint(self, request: ImageRequest) -> Painting:
+            return replace(await super().paint(request), replica="default_Painter#a1b2")
+
+    assert get(OnReplica(), {"prompt": "x"}).headers["x-raynest-worker"] == "default_Painter#a1b2"
 
 
 @given(st.floats(0, 50))

@@ -380,7 +380,8 @@ def test_two_processes_at_once_download_once(hub: Hub, tmp_path: Path) -> None:
     assert found[0].folder == found[1].folder
     assert sorted(hub.downloads()) == NEEDED
     assert found[0].origin.startswith("downloaded from")
-    assert found[1].origin.endswith("by another process")
+    # "... by another process" too, if it had come as far as the lock before the first one was let go.
+    assert found[1].origin.startswith("cached in")
 
 
 def test_a_model_of_the_hub_loads_under_its_name_and_commit(hub: Hub, tmp_path: Path) -> None:

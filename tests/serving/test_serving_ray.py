@@ -64,6 +64,8 @@ def test_the_walkthrough_s_request_works_unchanged(client: httpx.Client) -> None
     assert image.text["prompt"] == "a red circle"
     assert image.text["model"] == answer.headers["x-raynest-model"] == "tiny-untrained (random weights)"
     assert image.text["seed"] == answer.headers["x-raynest-seed"]
+    # The file itself is the same whoever painted it.
+    assert answer.headers["x-raynest-worker"] and "worker" not in image.text
 
 
 def test_bad_input_is_422_through_the_proxy(client: httpx.Client) -> None:

@@ -157,25 +157,29 @@ def test_half_precision_is_what_the_device_calculates_in(
     assert choose_dtype(ServingOptions(dtype="float32"), "cuda") == "float32"
 
 
-@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_the_engine_s_threads_wait_asleep_unless_told_otherwise(
-    given: str | None, policy: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_the_engine_s_threads_spin_briefly_unless_told_otherwise(
+    given: dict[str, str], spins: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenMP reads it when torch is imported: the engine must not have done so before."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    environment = {**os.environ, **({"OMP_WAIT_POLICY": given} if given else {})}
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    environment = {**os.environ, **given}
     code = (
         "import os, sys\n"
         "from raynest_pipeline.serving.engine import Engine\n"
         "import raynest_pipeline.serving.painter\n"
         "assert 'torch' not in sys.modules\n"
         "def load():\n"
-        "    print(os.environ['OMP_WAIT_POLICY'])\n"
+        "    print(os.environ.get('GOMP_SPINCOUNT'))\n"
         "    raise SystemExit\n"
         "Engine(load, 1, 1)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == policy, done.stderr
+    assert done.stdout.strip() == spins, done.stderr
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:

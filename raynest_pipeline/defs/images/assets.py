@@ -25,7 +25,7 @@ from raynest_pipeline.defs.images.partitions import BATCHES
 from raynest_pipeline.defs.images.tags import BATCH_TAG, CLUSTER_TAG, cluster_on_record, price_on_record
 from raynest_pipeline.defs.progress import tell
 from raynest_pipeline.defs.resources import RaynestResource
-from raynest_pipeline.errors import InputError, NotReadyError, RaynestError
+from raynest_pipeline.errors import AccessError, InputError, NotReadyError, RaynestError, UnreachableError
 from raynest_pipeline.images.again import Again, paint_again
 from raynest_pipeline.images.batch import Outcome, batch_prompts, run_batch
 from raynest_pipeline.images.batch_store import open_batch, root_of
@@ -37,6 +37,7 @@ from raynest_pipeline.settings import Settings
 BATCH_IMAGES = "batch_images"
 GROUP = "images"
 LOG_EVERY_SECONDS = 10.0
+ENDPOINT_GONE = (NotReadyError, AccessError, UnreachableError)
 POOL = "gpu_endpoint"
 """So many runs draw at a time as dagster.yaml gives this pool."""
 
@@ -96,7 +97,7 @@ def _backfill_policy(batches_per_run: int) -> dg.BackfillPolicy:
 def _batches(
     context: dg.AssetExecutionContext, config: BatchConfig, raynest: RaynestResource
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """All batches of the run. One that fails does not keep the others from being made."""
+    """All batches of the run. One that fails does not keep the others from being made, unless none can be."""
     keys = list(context.partition_keys)
     cluster = cluster_on_record(context.instance)
     tags = {**pid_tag(), **({BATCH_TAG: keys[0]} if len(keys) == 1 else {})}
@@ -109,14 +110,22 @@ def _batches(
                 f"One prompt file cannot be {len(keys)} batches.",
                 fix="Leave `prompts` out: each has its own.",
             )
-        for key in keys:
-            try:
-                done[key] = _finish(context, config, raynest.chain(), key)
-            except RaynestError as error:
-                failures.append(error)
-        if failures:
+        try:
+            for key in keys:
+                try:
+                    done[key] = _finish(context, config, raynest.chain(), key)
+                except ENDPOINT_GONE:
+                    # The batches after this one would each wait as long, for the same answer.
+                    raise
+                except RaynestError as error:
+                    context.log.error(f"{key}: {error}")
+                    failures.append(error)
+            if failures:
+                raise failures[0]
+        except BaseException:
+            # Also when the run is cancelled: what is finished is finished.
             _put_on_record(context, done)
-            raise failures[0]
+            raise
     check_results = together([(key, batch.checks) for key, batch in done.items()])
     if len(keys) == 1:
         return dg.MaterializeResult(metadata=done[keys[0]].metadata, check_results=check_results)
@@ -151,7 +160,7 @@ def _finish(context: dg.AssetExecutionContext, config: BatchConfig, chain: Chain
     return Finished(
         batch_metadata(outcome, settings, price_on_record(context.instance)),
         [
-            *stored_checks(outcome.folder, outcome.images),
+            *stored_checks(outcome.folder, outcome.images, outcome.summary.finished),
             same_seed_check(_again(outcome, chain)),
             pace_check(pace_of(result), earlier, settings.batch.min_pace_share),
         ],
@@ -159,11 +168,11 @@ def _finish(context: dg.AssetExecutionContext, config: BatchConfig, chain: Chain
 
 
 def _again(outcome: Outcome, chain: Chain) -> Again:
-    """One image that this run made, asked for again."""
+    """The last image that this run made, asked for again: an earlier one may be of an earlier model."""
     if not chain.settings.batch.check_same_seed:
         return Again(reason="batch.check_same_seed is off")
-    records = latest_records(outcome.folder, finished=True)
-    record = next((r for r in records if r.status == "made"), None) if outcome.result.made else None
+    made = (r for r in latest_records(outcome.folder, finished=True) if r.status == "made")
+    record = max(made, key=lambda r: r.made_at, default=None) if outcome.result.made else None
     if record is None:
         return Again(reason="no image was made in this run")
     first = outcome.folder.read(str(record.file))

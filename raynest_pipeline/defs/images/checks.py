@@ -7,12 +7,14 @@ from typing import Any
 
 import dagster as dg
 
+from raynest_pipeline.defs.images.metadata import UNNAMED
 from raynest_pipeline.images.again import TOLERANCE, Again
 from raynest_pipeline.images.batch_store import BatchStore
 from raynest_pipeline.images.lookalikes import lookalikes
 from raynest_pipeline.images.manifest import latest_records
 from raynest_pipeline.images.record import Record
 from raynest_pipeline.images.result import BatchResult
+from raynest_pipeline.images.side_by_side import side_by_side
 
 COMPLETE = "complete"
 VALID = "valid"
@@ -27,7 +29,7 @@ MOST_COMPARED = 1_000
 LISTED = 20
 EARLIER_BATCHES = 5
 LEAST_MADE = 4
-"""A batch that made fewer images says nothing about the pace."""
+"""A run that made fewer images says nothing about the pace."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,13 @@ class Pace:
     images_per_second: float
     made: int
     model: str
+    images: int = 0
+    """Of the whole batch."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether it is the endpoint's pace: a run that found most of a batch there was busy with looking."""
+        return self.made >= LEAST_MADE and 2 * self.made >= self.images
 
 
 def check_specs(asset: str) -> list[dg.AssetCheckSpec]:
@@ -55,24 +64,30 @@ def check_specs(asset: str) -> list[dg.AssetCheckSpec]:
     return [dg.AssetCheckSpec(name, asset=asset, description=text) for name, text in told.items()]
 
 
-def stored_checks(store: BatchStore, images: int) -> list[dg.AssetCheckResult]:
+def stored_checks(store: BatchStore, images: int, finished_of_these: int) -> list[dg.AssetCheckResult]:
     """`complete`, `valid`, `no_near_duplicates`: read back from the store, whatever the engine believes.
 
     Args:
         store: Of the batch.
         images: That the prompts ask for.
+        finished_of_these: Of them, as the run counted. The store may hold images of earlier prompts, too.
     """
     finished = sum(1 for _ in latest_records(store, finished=True))
     read_back = damaged = 0
     names: list[str] = []
-    for record in evenly(latest_records(store, finished=True), finished, MOST_READ_BACK):
+
+    def whole(record: Record) -> tuple[Record, bool]:
+        return record, store.holds(str(record.file), int(record.size_bytes or 0), str(record.sha256))
+
+    chosen = evenly(latest_records(store, finished=True), finished, MOST_READ_BACK)
+    for record, good in side_by_side(whole, chosen):
         read_back += 1
-        if not store.holds(str(record.file), int(record.size_bytes or 0), str(record.sha256)):
+        if not good:
             damaged += 1
             names += [record.id] if len(names) < LISTED else []
     sample = evenly(latest_records(store, finished=True), finished, MOST_COMPARED)
     compared, pairs = lookalikes(sample, store.read)
-    missing = max(0, images - finished)
+    missing = max(0, images - min(finished, finished_of_these))
     return [
         dg.AssetCheckResult(
             check_name=COMPLETE, passed=missing == 0, metadata={"images": images, "missing": missing}
@@ -120,15 +135,14 @@ def pace_check(own: Pace, earlier: Sequence[Pace], least_share: float) -> dg.Ass
         earlier: Latest first.
         least_share: Of the earlier ones' median, 0 to 1.
     """
-    rates = [
-        pace.images_per_second for pace in earlier if pace.made >= LEAST_MADE and pace.model == own.model
-    ][:EARLIER_BATCHES]
+    rates = [pace.images_per_second for pace in earlier if pace.tells and pace.model == own.model]
+    rates = rates[:EARLIER_BATCHES]
     metadata: dict[str, Any] = {
         "images_per_second": round(own.images_per_second, 3),
         "compared_with": len(rates),
     }
     passed = True
-    if rates and own.made >= LEAST_MADE:
+    if rates and own.tells:
         usual = median(rates)
         metadata |= {"median_before": round(usual, 3), "least": round(usual * least_share, 3)}
         passed = own.images_per_second >= usual * least_share
@@ -139,7 +153,7 @@ def pace_check(own: Pace, earlier: Sequence[Pace], least_share: float) -> dg.Ass
 
 def pace_of(result: BatchResult) -> Pace:
     """The pace of a run."""
-    return Pace(result.images_per_second, result.made, result.model)
+    return Pace(result.images_per_second, result.made, result.model, result.total)
 
 
 def earlier_paces(instance: dg.DagsterInstance, asset: dg.AssetKey) -> list[Pace]:
@@ -148,11 +162,10 @@ def earlier_paces(instance: dg.DagsterInstance, asset: dg.AssetKey) -> list[Pace
     paces = []
     for record in records:
         found = record.asset_materialization.metadata if record.asset_materialization else {}
-        values = [
-            found[key].value if key in found else None for key in ("images_per_second", "made", "model")
-        ]
-        if isinstance(values[0], int | float) and isinstance(values[1], int):
-            paces.append(Pace(float(values[0]), values[1], str(values[2] or "")))
+        keys = ("images_per_second", "made", "model", "images")
+        rate, made, model, images = (found[key].value if key in found else None for key in keys)
+        if isinstance(rate, int | float) and isinstance(made, int) and isinstance(images, int):
+            paces.append(Pace(float(rate), made, "" if model == UNNAMED else str(model or ""), images))
     return paces
 
 

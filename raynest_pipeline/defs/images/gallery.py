@@ -10,7 +10,7 @@ from raynest_pipeline.defs.images.partitions import BATCHES
 from raynest_pipeline.defs.progress import tell
 from raynest_pipeline.defs.resources import RaynestResource
 from raynest_pipeline.images.batch_store import open_batch
-from raynest_pipeline.images.gallery.batch_page import PAGE, Summary, write_batch_page, write_index
+from raynest_pipeline.images.gallery.batch_page import PAGE, write_batch_page, write_index
 from raynest_pipeline.images.gallery.place import Place
 from raynest_pipeline.images.manifest import latest_records
 from raynest_pipeline.settings import Settings
@@ -60,11 +60,7 @@ def _write(
     page = store.place(PAGE)
     context.log.info(f"{summary.finished:,} images, {summary.failed:,} failed: {page}")
     tell(summary)
-    return _metadata(settings, key, page, summary)
-
-
-def _metadata(settings: Settings, key: str, page: str, summary: Summary) -> dict[str, dg.MetadataValue]:
-    sheet, url = linked_sheet(settings, key), gallery_url(settings, key)
+    sheet, url = linked_sheet(settings, store), gallery_url(settings, store)
     return {
         **({"a_contact_sheet": dg.MetadataValue.md(sheet)} if sheet else {}),
         **({"page": dg.MetadataValue.url(url)} if url else {}),

@@ -1,9 +1,11 @@
 """The `inbox` sensor: files that are dropped there become batches."""
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import dagster as dg
 
@@ -20,7 +22,7 @@ from raynest_pipeline.settings import Settings
 
 INBOX = "inbox"
 TICK_SECONDS = 20.0
-"""No further file is judged after this; Dagster stops a sensor at 60 s."""
+"""No further file is looked at after this; Dagster stops a sensor at 60 s."""
 
 
 def build_inbox_sensor(settings: Settings) -> dg.SensorDefinition:
@@ -58,10 +60,12 @@ def _tick(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorR
         reason = f"{place.url}: {len(ready)} wait until the chain is up (raynest up)"
         context.log.info(reason)
         return dg.SensorResult(skip_reason=reason, cursor=cursor)
-    judged = _judge(context, place, ready[: settings.inbox.max_files], settings)
-    on_record = {file.sha256 for file in judged if file.sha256 and _has_run(context.instance, file.sha256)}
-    actions = decide(judged, on_record)
-    requests = [request for action in actions if (request := _carry_out(context, place, action, settings))]
+    with contextlib.ExitStack() as held:
+        paths = _judge(context, place, ready[: settings.inbox.max_files], settings, held)
+        hashes = {file.sha256 for file in paths if file.sha256}
+        on_record = {sha256: batch for sha256 in hashes if (batch := _batch_of(context.instance, sha256))}
+        actions = decide(list(paths), on_record)
+        requests = _carry_out_all(context, place, actions, paths, on_record, settings)
     keys = [str(request.partition_key) for request in requests]
     return dg.SensorResult(
         run_requests=requests,
@@ -72,50 +76,103 @@ def _tick(context: dg.SensorEvaluationContext, settings: Settings) -> dg.SensorR
 
 
 def _judge(
-    context: dg.SensorEvaluationContext, place: Inbox, ready: list[Found], settings: Settings
-) -> list[Judged]:
-    judged: list[Judged] = []
+    context: dg.SensorEvaluationContext,
+    place: Inbox,
+    ready: list[Found],
+    settings: Settings,
+    held: contextlib.ExitStack,
+) -> dict[Judged, Path | None]:
+    """The judged files with where each lies on this machine while `held` lasts.
+
+    One that cannot be read is told and left, so that it doesn't keep the others from their batches.
+    """
+    judged: dict[Judged, Path | None] = {}
     until = time.monotonic() + TICK_SECONDS
-    for file in ready:
-        if judged and time.monotonic() > until:
-            context.log.info(f"{len(ready) - len(judged)} files are left for the next look")
+    for looked_at, file in enumerate(ready):
+        if looked_at and time.monotonic() > until:
+            context.log.info(f"{len(ready) - looked_at} files are left for the next look")
             break
-        with place.fetched(file) as path:
+        if file.size > settings.inbox.max_mb * 1e6:
+            judged[Judged(file, "", error=_too_large(file, settings.inbox.max_mb))] = None
+            continue
+        try:
+            path = held.enter_context(place.fetched(file))
             if path is not None:
-                judged.append(judge(path, file, check_bytes=settings.inbox.check_mb * 1e6))
+                judged[judge(path, file, check_bytes=settings.inbox.check_mb * 1e6)] = path
+        except RaynestError as error:
+            context.log.warning(f"{file.shown} is left: {error}")
     return judged
 
 
-def _carry_out(
-    context: dg.SensorEvaluationContext, place: Inbox, action: Action, settings: Settings
-) -> dg.RunRequest | None:
+def _too_large(file: Found, most_mb: float) -> str:
+    return (
+        f"{file.shown} has {file.size / 1e6:,.0f} MB; inbox.max_mb allows {most_mb:,.0f}. "
+        "`raynest generate --prompts FILE` takes any size."
+    )
+
+
+def _carry_out_all(
+    context: dg.SensorEvaluationContext,
+    place: Inbox,
+    actions: list[Action],
+    paths: Mapping[Judged, Path | None],
+    on_record: Mapping[str, str],
+    settings: Settings,
+) -> list[dg.RunRequest]:
+    """What becomes runs. A file that cannot be moved or kept is told, and the others go on."""
+    requests = []
+    for action in actions:
+        file = action.judged
+        try:
+            if action.kind == "request":
+                requests += _requested(context, place, file, paths[file], settings)
+            else:
+                _put_away(context, place, action, on_record)
+        except RaynestError as error:
+            context.log.warning(f"{file.found.shown} is left: {error}")
+    return requests
+
+
+def _put_away(
+    context: dg.SensorEvaluationContext, place: Inbox, action: Action, on_record: Mapping[str, str]
+) -> None:
     file = action.judged
-    name = file.found.name
+    name = file.found.shown
     if action.kind == "reject":
         if place.reject(file.found, file.error):
             context.log.warning(f"{name} went to bad/: {file.error}")
-    elif action.kind == "take":
+    elif action.kind == "take" and place.take(file.found, file.sha256):
         # Only now: the run is on record, so the file is no longer the only trace of the batch.
-        if place.take(file.found, file.sha256):
-            context.log.info(f"{name} is batch {file.batch}; the file went to taken/")
-    elif action.kind == "request":
-        with place.fetched(file.found) as path:
-            if path is None:
-                return None
-            keep_prompts(open_batch(settings.output_dir, file.batch), path)
-        count = "its images" if file.images is None else f"{file.images:,} images"
-        context.log.info(f"{name} becomes batch {file.batch}: {count}")
-        return dg.RunRequest(
+        context.log.info(f"{name} is batch {on_record[file.sha256]}; the file went to taken/")
+
+
+def _requested(
+    context: dg.SensorEvaluationContext, place: Inbox, file: Judged, path: Path | None, settings: Settings
+) -> list[dg.RunRequest]:
+    """The run of a file's batch; none when the file was written over meanwhile."""
+    if path is None:
+        return []
+    keep_prompts(open_batch(settings.output_dir, file.batch), path)
+    if not place.unchanged(file.found):
+        # What was judged, and what was kept, may be of two files. The next look judges anew.
+        context.log.info(f"{file.found.shown} was written over while it was read, and is looked at again")
+        return []
+    count = "its images" if file.images is None else f"{file.images:,} images"
+    context.log.info(f"{file.found.shown} becomes batch {file.batch}: {count}")
+    return [
+        dg.RunRequest(
             # Dagster starts no second run for a key, however often it is asked.
             run_key=f"inbox:{file.sha256}",
             partition_key=file.batch,
             tags={BATCH_TAG: file.batch, CONTENT_TAG: file.sha256},
         )
-    return None
+    ]
 
 
-def _has_run(instance: dg.DagsterInstance, sha256: str) -> bool:
-    return bool(instance.get_run_ids(dg.RunsFilter(tags={CONTENT_TAG: sha256}), limit=1))
+def _batch_of(instance: dg.DagsterInstance, sha256: str) -> str:
+    """The batch for whose content there is a run; "" when there is none."""
+    runs = instance.get_runs(dg.RunsFilter(tags={CONTENT_TAG: sha256}), limit=1)
+    return runs[0].tags.get(BATCH_TAG) or "of an earlier run" if runs else ""
 
 
 def _told(actions: list[Action]) -> str:

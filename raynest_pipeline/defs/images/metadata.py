@@ -8,6 +8,7 @@ from heapq import nlargest
 import dagster as dg
 
 from raynest_pipeline.images.batch import Outcome
+from raynest_pipeline.images.batch_store import BatchStore, root_of
 from raynest_pipeline.images.gallery.batch_page import PAGE, SHEET_SMALL
 from raynest_pipeline.images.gallery.place import Place
 from raynest_pipeline.images.manifest import latest_records
@@ -16,6 +17,8 @@ from raynest_pipeline.images.result import BatchResult, HourlyPrice
 from raynest_pipeline.images.sheet import small_sheet
 from raynest_pipeline.settings import Settings
 
+UNNAMED = "not told by the endpoint"
+"""In the place of the model's name."""
 SLOWEST = 10
 FAILURES_SHOWN = 20
 SECONDS_PER_HOUR = 3600
@@ -44,8 +47,7 @@ def batch_metadata(
     inline = outcome.inline_sheet
     Place(store.place()).write(SHEET_SMALL, small_sheet(store, outcome.summary))
     price, currency = price_of(settings, recorded_price) or (None, "")
-    linked = linked_sheet(settings, store.batch_id)
-    page = gallery_url(settings, store.batch_id)
+    linked, page = linked_sheet(settings, store), gallery_url(settings, store)
     return {
         # Its name sorts first: the picture is what a visitor looks for.
         "a_contact_sheet": dg.MetadataValue.md(linked or inline),
@@ -83,7 +85,7 @@ def figures(result: BatchResult, images: int, cost: Cost | None) -> dict[str, dg
         "failed": dg.MetadataValue.int(result.failed),
         "seconds": dg.MetadataValue.float(round(result.seconds, 2)),
         "images_per_second": dg.MetadataValue.float(round(result.images_per_second, 3)),
-        "model": dg.MetadataValue.text(result.model or "not told by the endpoint"),
+        "model": dg.MetadataValue.text(result.model or UNNAMED),
     }
     if result.p50_latency_ms is not None and result.p95_latency_ms is not None:
         metadata["p50_latency_ms"] = dg.MetadataValue.float(result.p50_latency_ms)
@@ -131,21 +133,21 @@ def _table(rows: list[dg.TableRecord], **columns: str) -> dg.MetadataValue:
     return dg.MetadataValue.table(rows, schema)
 
 
-def gallery_url(settings: Settings, batch: str = "") -> str | None:
-    """Where `raynest dev` serves the gallery, or the page of a batch; None when it serves none."""
-    if settings.gallery.port == 0:
+def gallery_url(settings: Settings, store: BatchStore) -> str | None:
+    """Where `raynest dev` serves a batch's page; None when it doesn't, as of a batch that lies elsewhere."""
+    root = str(root_of(settings.output_dir))
+    if settings.gallery.port == 0 or store.place() != f"{root}/{store.batch_id}":
         return None
-    root = f"http://127.0.0.1:{settings.gallery.port}"
-    return f"{root}/{batch}/{PAGE}" if batch else f"{root}/{PAGE}"
+    return f"http://127.0.0.1:{settings.gallery.port}/{store.batch_id}/{PAGE}"
 
 
-def linked_sheet(settings: Settings, batch: str) -> str | None:
+def linked_sheet(settings: Settings, store: BatchStore) -> str | None:
     """Markdown: the small sheet from the gallery's server, leading to the page.
 
     The UI shows it inline, since only the length of the address counts for that (Dagster 1.13.27).
     """
-    page = gallery_url(settings, batch)
+    page = gallery_url(settings, store)
     if page is None:
         return None
     sheet = page.removesuffix(PAGE) + SHEET_SMALL
-    return f"[![contact sheet of {batch}]({sheet})]({page})"
+    return f"[![contact sheet of {store.batch_id}]({sheet})]({page})"

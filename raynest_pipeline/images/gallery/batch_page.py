@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -16,6 +17,7 @@ from typing import Any
 from raynest_pipeline.images.gallery.place import Place
 from raynest_pipeline.images.gallery.thumbs import with_thumbs
 from raynest_pipeline.images.record import Record
+from raynest_pipeline.images.side_by_side import side_by_side
 from raynest_pipeline.settings import Gallery
 
 PAGE = "index.html"
@@ -30,7 +32,9 @@ COVER = 4
 SMALL = 160
 """Images up to this many pixels are enlarged without smoothing."""
 EXACT = 2**53
-"""Above this a browser's numbers are not exact, so a seed becomes text."""
+"""From here on a browser's numbers are not exact, so seeds and people's own columns become text."""
+MOST_WRITES = 5
+"""Of the page over all batches, when others end at the same time."""
 
 
 @dataclass
@@ -112,17 +116,24 @@ def write_index(root: Place) -> int:
     Raises:
         StorageError: The place can't be read or written.
     """
-    batches = []
-    for name in sorted(root.names()):
-        if summary := _read_summary(root, name):
-            batches.append(summary)
-    text = _fill("index.html", css="index.css", script="index.js", batches=_json(batches))
-    root.write(PAGE, text.encode())
+    batches = _read_summaries(root)
+    for _ in range(MOST_WRITES):
+        text = _fill("index.html", css="index.css", script="index.js", batches=_json(batches))
+        root.write(PAGE, text.encode())
+        # Whose batch ended meanwhile may have written the page before this one did.
+        batches, written = _read_summaries(root), batches
+        if batches == written:
+            break
     return len(batches)
 
 
+def _read_summaries(root: Place) -> list[dict[str, Any]]:
+    names = sorted(name for name in root.folders() if not name.startswith("."))
+    return [summary for summary in side_by_side(partial(_read_summary, root), names) if summary]
+
+
 def _read_summary(root: Place, name: str) -> dict[str, Any] | None:
-    data = None if "." in name[:1] or name == PAGE else root.read(f"{name}/{SUMMARY}")
+    data = root.read(f"{name}/{SUMMARY}")
     try:
         values = json.loads(data or b"null")
     except ValueError:
@@ -173,7 +184,7 @@ def _row(record: Record, thumb: str | None, models: list[str]) -> dict[str, Any]
     row: dict[str, Any] = {
         "id": record.id,
         "prompt": record.prompt,
-        "seed": record.seed if abs(record.seed) < EXACT else str(record.seed),
+        "seed": _exact(record.seed),
         "negative": record.negative_prompt,
         "size": record.size,
         "steps": record.steps,
@@ -189,9 +200,15 @@ def _row(record: Record, thumb: str | None, models: list[str]) -> dict[str, Any]
         "at": record.made_at,
         "m": models.index(model) if model else None,
         "error": None if good else record.error or "failed",
-        "x": {key.removeprefix("x_"): value for key, value in record.extra.items() if value is not None},
+        "x": {
+            key.removeprefix("x_"): _exact(value) for key, value in record.extra.items() if value is not None
+        },
     }
     return {key: value for key, value in row.items() if value not in (None, "", {})}
+
+
+def _exact(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and abs(value) >= EXACT else value
 
 
 def _json(value: Any) -> str:

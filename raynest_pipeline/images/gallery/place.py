@@ -3,19 +3,21 @@
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from raynest_pipeline.errors import StorageError
-from raynest_pipeline.images.object_errors import driver_errors
+from raynest_pipeline.images.batch_store import root_of
+from raynest_pipeline.images.objects import Objects
+from raynest_pipeline.images.store import storage_error
 
-FOLDER_MODE = 0o777
-"""Less the umask: the pages lie beside the images, which their owner's umask protects."""
 PAGE_MODE = 0o644
 
 
 class Place:
-    """Files by name under one folder or prefix. A write is whole or not there."""
+    """Files by name under one folder or prefix. A write is whole or not there.
+
+    Its methods raise `StorageError` when the place can't be read or written.
+    """
 
     def __init__(self, url: str | Path) -> None:
         """
@@ -25,39 +27,21 @@ class Place:
         Raises:
             StorageError: There is no such kind of store, or its library is not installed.
         """
-        from fsspec.core import url_to_fs
-
-        self.url = str(url)
-        try:
-            self._fs, path = url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise StorageError(f"{self.url} cannot be used as a store.", why=str(error)) from None
-        self._root = str(path).rstrip("/")
-
-    @property
-    def folder(self) -> Path | None:
+        root = root_of(url)
+        self.url = str(root)
+        self.folder = root if isinstance(root, Path) else None
         """The folder on this machine; None when it is not on one."""
-        local = "file" in ([self._fs.protocol] if isinstance(self._fs.protocol, str) else self._fs.protocol)
-        return Path(self._root) if local else None
-
-    def under(self, name: str) -> "Place":
-        """The place one level down."""
-        inner = Place.__new__(Place)
-        inner.url, inner._fs, inner._root = f"{self.url.rstrip('/')}/{name}", self._fs, f"{self._root}/{name}"
-        return inner
+        self._objects = None if isinstance(root, Path) else Objects(root)
 
     def write(self, name: str, data: bytes) -> None:
-        """Put `data` under `name`, which may have folders in it.
-
-        Raises:
-            StorageError: It cannot be written.
-        """
-        with _storage_errors(f"{self.url}/{name}"):
-            if self.folder is None:
-                self._fs.pipe_file(f"{self._root}/{name}", data)
-                return
-            target = self.folder / name
-            target.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        """Put `data` under `name`, which may have folders in it."""
+        if self._objects is not None:
+            self._objects.put(name, data)
+            return
+        target = Path(self.url, name)
+        with _storage_errors(target):
+            # The folders' modes are the umask's: the pages lie beside the images, which it protects.
+            target.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".part-")
             try:
                 with os.fdopen(descriptor, "wb") as stream:
@@ -71,41 +55,41 @@ class Place:
                 raise
 
     def read(self, name: str) -> bytes | None:
-        """The bytes under `name`; None when there are none.
-
-        Raises:
-            StorageError: It cannot be read.
-        """
-        with _storage_errors(f"{self.url}/{name}"):
+        """The bytes under `name`; None when there are none."""
+        if self._objects is not None:
+            return self._objects.get(name)
+        path = Path(self.url, name)
+        with _storage_errors(path):
             try:
-                data: bytes = self._fs.cat_file(f"{self._root}/{name}")
+                return path.read_bytes()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
-            return data
 
     def names(self, folder: str = "") -> set[str]:
-        """Names in a folder (files and folders); none when it isn't there.
+        """Names of the files in a folder; none when it isn't there."""
+        if self._objects is not None:
+            return {entry.name.rpartition("/")[2] for entry in self._objects.list(folder)}
+        return {entry.name for entry in self._scan(folder) if entry.is_file()}
 
-        Raises:
-            StorageError: It cannot be listed.
-        """
-        path = f"{self._root}/{folder}".rstrip("/")
+    def folders(self) -> set[str]:
+        """Names of the folders directly below; none when it isn't there."""
+        if self._objects is not None:
+            return set(self._objects.folders())
+        return {entry.name for entry in self._scan("") if entry.is_dir()}
+
+    def _scan(self, folder: str) -> "list[os.DirEntry[str]]":
+        path = Path(self.url, folder)
         with _storage_errors(path):
-            self._fs.invalidate_cache(path)
             try:
-                found = self._fs.ls(path, detail=False)
+                with os.scandir(path) as found:
+                    return list(found)
             except (FileNotFoundError, NotADirectoryError):
-                return set()
-        return {str(name).rstrip("/").rsplit("/", 1)[-1] for name in found}
+                return []
 
 
 @contextlib.contextmanager
-def _storage_errors(where: str) -> Any:
+def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except driver_errors() as error:
-        raise StorageError(
-            f"{where} cannot be used.",
-            why=getattr(error, "strerror", None) or str(error),
-            fix="Check the space, the owner and the permissions there, then run again.",
-        ) from error
+    except OSError as error:
+        raise storage_error(error, path) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from raynest_pipeline.errors import StorageError
 from raynest_pipeline.images.gallery.batch_page import PAGE, SHEET_SMALL, write_index
 from raynest_pipeline.images.gallery.place import Place
 from raynest_pipeline.images.names import MAX_FILE_NAME, name_problem
@@ -108,7 +109,10 @@ async def _answer(root: Place, request: web.Request) -> web.StreamResponse:
         if not await asyncio.to_thread(_inside, path, root.folder):
             return _plain(404, "There is no such file.")
         return web.FileResponse(path, headers=headers)
-    data = await asyncio.to_thread(root.read, name)
+    try:
+        data = await asyncio.to_thread(root.read, name)
+    except StorageError as error:
+        return _plain(502, error.what)
     return _plain(404, "There is no such file.") if data is None else web.Response(body=data, headers=headers)
 
 

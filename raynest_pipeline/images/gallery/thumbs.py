@@ -1,23 +1,18 @@
 """Thumbnails: small pictures of large images, made once."""
 
 import io
-import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
 from raynest_pipeline.images.gallery.place import Place
 from raynest_pipeline.images.record import Record
+from raynest_pipeline.images.side_by_side import side_by_side
 
 THUMBS = "thumbs"
 QUALITY = 82
 WORTH = 1.5
 """An image is only made smaller when its longer side is more than this times the thumbnail's."""
 FORMATS = ("PNG", "WEBP", "JPEG")
-WORKERS = min(4, os.cpu_count() or 1)
-"""Threads: the codecs let go of Python's lock."""
-AHEAD = 64
-"""Images whose thumbnails are under way at a time, so that memory doesn't grow with the batch."""
 
 
 def thumb_name(record: Record, pixels: int) -> str | None:
@@ -46,10 +41,16 @@ def with_thumbs(
         StorageError: The place can't be read or written.
     """
     there = batch.names(THUMBS)
-    left = most
 
-    def work(record: Record) -> tuple[Record, str | None]:
-        name = thumb_name(record, pixels)
+    def named() -> Iterator[tuple[Record, str | None]]:
+        left = most
+        for record in records:
+            name = thumb_name(record, pixels)
+            left -= name is not None
+            yield record, name if left >= 0 else None
+
+    def work(item: tuple[Record, str | None]) -> tuple[Record, str | None]:
+        record, name = item
         if name is None or name.removeprefix(f"{THUMBS}/") in there:
             return record, name
         data = shrink(batch.read(str(record.file)), pixels)
@@ -58,21 +59,7 @@ def with_thumbs(
         batch.write(name, data)
         return record, name
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        group: list[Record] = []
-        for record in records:
-            if thumb_name(record, pixels) is not None:
-                if left <= 0:
-                    yield from pool.map(work, group)
-                    group = []
-                    yield record, None
-                    continue
-                left -= 1
-            group.append(record)
-            if len(group) >= AHEAD:
-                yield from pool.map(work, group)
-                group = []
-        yield from pool.map(work, group)
+    return side_by_side(work, named())
 
 
 def shrink(data: bytes | None, pixels: int) -> bytes | None:

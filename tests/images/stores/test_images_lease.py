@@ -198,7 +198,7 @@ def test_a_store_writes_nothing_once_its_batch_is_lost(objects_root: str) -> Non
         uses: list[Any] = [
             lambda: store.write("images/b.png", b"x"),
             lambda: store.remove("images/a.png"),
-            lambda: store.take_over("other", "images/a.png", "images/b.png"),
+            lambda: store.take_over("other", "images/a.png", "images/b.png", size=1, sha256="0" * 64),
         ]
         for use in uses:
             with pytest.raises(RefusedError):

@@ -22,7 +22,7 @@ class Bench:
     def __init__(self, root: str, kit: Any, make_record: Callable[..., Record]) -> None:
         self.root = root
         self.store = open_batch(root, "b")
-        self.data = kit.png("a cat", 1)
+        self.data, self.other_picture = kit.png("a cat", 1), kit.png("a dog", 2, text={"a": "b"})
         self.record = self.made(self.store, "cat", make_record)
         self.file = str(self.record.file)
 
@@ -90,9 +90,10 @@ def test_an_image_that_was_removed_is_missed(bench: Bench, reads: list[str]) -> 
         assert present.adopt(bench.record.key, bench.file, 32) is None
 
 
-@pytest.mark.parametrize("change", ["cut", "other", "longer"])
+@pytest.mark.parametrize("change", ["cut", "other", "longer", "picture"])
 def test_an_image_that_was_changed_is_missed(bench: Bench, change: str) -> None:
     changed = {"cut": bench.data[:-10], "other": bench.data[:-1] + b"x", "longer": bench.data + b"x"}
+    changed["picture"] = bench.other_picture
     bench.store.write(bench.file, changed[change])
     assert not bench.has() and not bench.has(verify=True)
     with bench.opened() as (present, manifest):
@@ -180,6 +181,18 @@ def test_what_another_batch_has_lost_or_changed_is_not_taken(bench: Bench) -> No
     first.remove(bench.file)
     with bench.opened() as (present, _):
         assert present.adopt(bench.record.key, own, 32) is None
+
+
+def test_another_picture_in_the_place_of_a_shared_one_is_never_taken_for_it(bench: Bench) -> None:
+    """Not by the next run either, which looks for finished files without a record."""
+    own = f"images/{image_name('dog', bench.record.key)}"
+    assert len(bench.other_picture) != len(bench.data)
+    bench.store.write(bench.file, bench.other_picture)
+    bench.store = open_batch(bench.root, "second")
+    for _ in range(2):
+        with bench.opened() as (present, _):
+            assert present.adopt(bench.record.key, own, 32) is None
+    assert bench.store.entry(own) is None
 
 
 def test_a_store_that_refuses_to_copy_does_not_end_the_batch(

@@ -12,6 +12,8 @@ from raynest_pipeline.images.manifest import latest_records
 from raynest_pipeline.images.object_store import ObjectStore
 from raynest_pipeline.images.store import BatchFolder
 
+PIXELS: dict[str, Any] = {"size": 6, "sha256": hashlib.sha256(b"pixels").hexdigest()}
+
 
 def test_what_is_written_is_read_listed_and_removed(store: BatchStore) -> None:
     assert store.read("images/a.png") is None and list(store.entries()) == [] and store.names() == []
@@ -52,15 +54,58 @@ def test_files_go_in_and_come_out_as_files(store: BatchStore, tmp_path: Path) ->
 def test_a_file_of_another_batch_is_taken_over(store: BatchStore, root: str) -> None:
     other = open_batch(root, "other")
     other.write("images/x.png", b"pixels")
-    entry = store.take_over("other", "images/x.png", "images/mine.png")
+    entry = store.take_over("other", "images/x.png", "images/mine.png", **PIXELS)
     assert entry is not None and entry.size == 6 and store.entry("images/mine.png") == entry
-    assert store.take_over("other", "images/x.png", "images/mine.png") == entry or store.remote
+    assert store.take_over("other", "images/x.png", "images/mine.png", **PIXELS) == entry or store.remote
     assert {e.name for e in store.entries()} == {"images/mine.png"}
     other.write("images/x.png", b"other pixels")
     other.remove("images/x.png")
     assert store.read("images/mine.png") == b"pixels"
-    assert store.take_over("other", "images/x.png", "images/mine.png") is None
-    assert store.take_over("none", "images/x.png", "images/mine.png") is None
+    assert store.take_over("other", "images/x.png", "images/mine.png", **PIXELS) is None
+    assert store.take_over("none", "images/x.png", "images/mine.png", **PIXELS) is None
+
+
+def test_what_another_batch_has_changed_leaves_the_own_file_as_it_was(store: BatchStore, root: str) -> None:
+    other = open_batch(root, "other")
+    other.write("images/x.png", b"another picture")
+    assert store.take_over("other", "images/x.png", "images/mine.png", **PIXELS) is None
+    assert list(store.entries()) == []
+    store.write("images/mine.png", b"mine")
+    assert store.take_over("other", "images/x.png", "images/mine.png", **PIXELS) is None
+    assert store.read("images/mine.png") == b"mine"
+    if not store.remote:
+        other.write("images/x.png", b"PIXELS")
+        assert store.take_over("other", "images/x.png", "images/mine.png", **PIXELS) is None
+        assert store.read("images/mine.png") == b"mine"
+    assert {e.name for e in store.entries()} == {"images/mine.png"}
+
+
+def test_to_write_a_file_that_was_taken_over_leaves_the_other_batch_alone(
+    store: BatchStore, root: str
+) -> None:
+    other = open_batch(root, "other")
+    other.write("images/x.png", b"pixels")
+    store.take_over("other", "images/x.png", "images/mine.png", **PIXELS)
+    store.write("images/mine.png", b"new")
+    assert (other.read("images/x.png"), store.read("images/mine.png")) == (b"pixels", b"new")
+
+
+@pytest.mark.parametrize("left", ["link", "replace"])
+def test_a_disk_that_fills_up_while_linking_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    import errno
+    import os
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    open_batch(tmp_path, "a").write("images/x.png", b"pixels")
+    store = BatchFolder(tmp_path, "b")
+    monkeypatch.setattr(os, left, full)
+    with pytest.raises(StorageError, match="no space left"):
+        store.take_over("a", "images/x.png", "images/y.png", **PIXELS)
+    assert [path.name for path in (store.path / "images").iterdir()] == []
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "images/../../x", "a/b/c", "images/", ".lock", "\0"])
@@ -73,8 +118,8 @@ def test_a_name_cannot_leave_the_batch(store: BatchStore, tmp_path: Path, name: 
         lambda: store.local(name),
         lambda: store.put_file(Path(__file__), name),
         lambda: store.place(name),
-        lambda: store.take_over("other", name, "images/a.png"),
-        lambda: store.take_over("other", "images/a.png", name),
+        lambda: store.take_over("other", name, "images/a.png", **PIXELS),
+        lambda: store.take_over("other", "images/a.png", name, **PIXELS),
     ]
     for use in uses:
         with pytest.raises(StorageError, match="not a name inside"):
@@ -172,7 +217,7 @@ def test_where_there_are_no_hard_links_a_file_is_copied(
     monkeypatch.setattr(os, "link", no_links)
     open_batch(tmp_path, "a").write("images/x.png", b"pixels")
     store = open_batch(tmp_path, "b")
-    entry = store.take_over("a", "images/x.png", "images/y.png")
+    entry = store.take_over("a", "images/x.png", "images/y.png", **PIXELS)
     assert entry is not None and entry.size == 6 and store.read("images/y.png") == b"pixels"
     assert [e.name for e in store.entries()] == ["images/y.png"]
 
