@@ -44,8 +44,8 @@ def spin_briefly() -> None:
     """Let OpenMP's threads spin only briefly while they wait for each other. Only before torch is imported;
     who has set OMP_WAIT_POLICY or GOMP_SPINCOUNT keeps it.
 
-    Threads that spin for long use up their time slices with it when anything else wants the cores; threads that
-    sleep at once need twice the time for a single small image on free ones (docs/performance.md).
+    Threads that spin for long use up their time slices with it when anything else wants the cores; threads
+    that sleep at once need twice the time for a single small image on free ones (docs/performance.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
