@@ -69,7 +69,7 @@ def _create(store: Store, rayservice: dict[str, Any]) -> None:
     store.apply("rayservices", rayservice, manager="test", force=True)
 
 
-async def _until(store: Store, condition: Any, what: str, timeout: float = 120) -> None:
+async def _until(store: Store, condition: Any, what: str, timeout: float = 240) -> None:
     """Wait for a condition on the RayService's status."""
 
     def status() -> dict[str, Any]:
@@ -138,7 +138,7 @@ def test_serves_fails_heals_and_leaves_nothing(tmp_path: Path, rayservice: dict[
             pids = operator.processes()
             assert len(pids) > 10
             store.delete("namespaces", None, "ray")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(90):
                 while operator.processes() or any(_alive(pid) for pid in pids):
                     await asyncio.sleep(0.1)
             assert store.list("pods") == []
@@ -194,7 +194,7 @@ def test_killed_sandbox_is_cleaned_up_by_the_next(tmp_path: Path, rayservice: di
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert victim.returncode == -9, victim.stderr
     left = [pid for pid in json.loads(victim.stdout) if _alive(pid)]
