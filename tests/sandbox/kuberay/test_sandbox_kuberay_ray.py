@@ -69,7 +69,7 @@ def _create(store: Store, rayservice: dict[str, Any]) -> None:
     store.apply("rayservices", rayservice, manager="test", force=True)
 
 
-async def _until(store: Store, condition: Any, what: str, timeout: float = 240) -> None:
+async def _until(store: Store, condition: Any, what: str, timeout: float = 120) -> None:
     """Wait for a condition on the RayService's status."""
 
     def status() -> dict[str, Any]:
@@ -90,6 +90,11 @@ def _alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _ready(status: dict[str, Any]) -> bool:
+    condition = objects.condition({"status": status}, "Ready")
+    return condition is not None and condition["status"] == "True"
 
 
 def _app(status: dict[str, Any]) -> str:
@@ -123,10 +128,12 @@ def test_serves_fails_heals_and_leaves_nothing(tmp_path: Path, rayservice: dict[
 
             faults.set("deploy_failed", message="the weights are gone")
             faults.clear("deploy_failed")
-            await _until(store, lambda status: _app(status) == "DEPLOY_FAILED", "DEPLOY_FAILED")
-            status = objects.condition(store.get("rayservices", "ray", "demo") or {}, "Ready")
-            assert status is not None
-            assert status["status"] == "True"  # Ready alone is a lie
+            # Ready alone is a lie. At one time, not at each: on a busy machine a readiness probe may be late.
+            await _until(
+                store,
+                lambda status: _app(status) == "DEPLOY_FAILED" and _ready(status),
+                "DEPLOY_FAILED, and Ready all the same",
+            )
             assert "the weights are gone" in json.dumps(store.get("rayservices", "ray", "demo"))
             wanted["spec"]["serveConfigV2"] += "  runtime_env: {env_vars: {NONCE: '1'}}\n"
             store.apply("rayservices", wanted, manager="test", force=True)
@@ -138,7 +145,7 @@ def test_serves_fails_heals_and_leaves_nothing(tmp_path: Path, rayservice: dict[
             pids = operator.processes()
             assert len(pids) > 10
             store.delete("namespaces", None, "ray")
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(20):
                 while operator.processes() or any(_alive(pid) for pid in pids):
                     await asyncio.sleep(0.1)
             assert store.list("pods") == []
@@ -194,7 +201,7 @@ def test_killed_sandbox_is_cleaned_up_by_the_next(tmp_path: Path, rayservice: di
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=120,
     )
     assert victim.returncode == -9, victim.stderr
     left = [pid for pid in json.loads(victim.stdout) if _alive(pid)]
