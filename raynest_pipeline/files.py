@@ -37,19 +37,36 @@ def write_atomic(path: Path, text: str) -> None:
         StorageError: Disk full, no permission.
     """
     with _storage_errors(path):
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(text)
+        replace_file(path, text.encode(), PRIVATE_FILE, prefix=f".{path.name}.", durable=True)
+
+
+def replace_file(path: Path, data: bytes, mode: int, *, prefix: str, durable: bool) -> None:
+    """Write a file of that mode, so that a reader sees the old one or the new one.
+
+    Args:
+        path: In a folder that is there.
+        data: All of it.
+        mode: Permissions.
+        prefix: Of the temporary file's name beside it.
+        durable: It is on the disk when it is there at all, whatever crashes.
+
+    Raises:
+        OSError: Disk full, no permission.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(temporary, PRIVATE_FILE)
-            os.replace(temporary, path)
-        except BaseException:
-            # Also on an interrupt: a temporary file that nobody knows of would stay for ever.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        # Also on an interrupt: a temporary file that nobody knows of would stay for ever.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from raynest_pipeline.errors import RemoteError, Verdict
 from raynest_pipeline.images.client import Answer, Client
 from raynest_pipeline.images.client_many import ask_many, not_offered
+from raynest_pipeline.images.company import Company
 from raynest_pipeline.images.failures import from_status
 from raynest_pipeline.images.flight import Arrival, Flight, Group, Try, Work
 from raynest_pipeline.images.hedge import Hedge
@@ -33,6 +34,7 @@ SHARE_OF_LIMIT = 4
 LOOK_SECONDS = 0.05
 """How often a hedging dispatcher looks for slow images."""
 REFUSALS = frozenset({429, 503})
+FAILED = 500
 
 
 class Dispatcher:
@@ -47,6 +49,7 @@ class Dispatcher:
         pace: Pace,
         *,
         items: int,
+        wary: bool = False,
         url: str,
         clock: Clock,
         backoff: Backoff,
@@ -59,6 +62,7 @@ class Dispatcher:
             settings: Concurrency (of which `pace` is to be made, too), attempts, times, hedging.
             pace: How many may be in flight.
             items: Images that one request may ask for; 0: one each, by GET.
+            wary: It may spoil images that are in work at the same time (company.py).
             url: The endpoint's, for messages.
             clock: Its monotonic time.
             backoff: Pauses between attempts.
@@ -67,7 +71,12 @@ class Dispatcher:
         self._settings, self._items, self._url = settings, items, url
         self._clock, self._backoff = clock, backoff
         self.pace = pace
-        self._hedge = Hedge(settings.hedge)
+        self._company = Company(pace, wary=wary)
+        self._lonely: list[Flight] = []
+        """Those that wait to be sent with nobody beside them."""
+        self._alone: Try | None = None
+        """The last one that was sent so."""
+        self._hedge = Hedge(None if wary else settings.hedge)
         self._flights: dict[Flight, None] = {}
         """Asked for and not settled yet, oldest first."""
         self._again: list[tuple[float, int, Flight]] = []
@@ -131,13 +140,24 @@ class Dispatcher:
     async def _send(self) -> None:
         """Send what there is room for: first those that failed before, then new ones."""
         self._send_hedges()
-        while (room := self.pace.room(self._clock.monotonic())) > 0 and self._error is None:
+        while (room := self._room()) > 0 and self._error is None:
+            if self._lonely:
+                flight = self._lonely.pop(0)
+                self._ask_for([flight])
+                self._alone = flight.tries[-1]
+                return
             flights = self._due(room)
             if len(flights) < room:
                 flights += await self._new(room - len(flights))
             if not flights:
                 return
             self._launch(flights)
+
+    def _room(self) -> int:
+        room = self.pace.room(self._clock.monotonic())
+        if self._alone is not None and self._alone.open:
+            return 0
+        return room if not self._lonely or self.pace.in_flight == 0 else 0
 
     def _due(self, most: int) -> list[Flight]:
         due: list[Flight] = []
@@ -176,6 +196,7 @@ class Dispatcher:
             one = Try(flight, now, group)
             group.tries.append(one)
             flight.tries.append(one)
+            self._company.sent(one)
         self.pace.sent(len(flights))
         group.task = self._spawn(self._ask(group))
 
@@ -211,12 +232,15 @@ class Dispatcher:
                 if one.open:
                     one.close()
                     self.pace.dropped()
+            self._release()
 
     def _take_in(self, one: Try, answer: Answer) -> None:
         """An answer has come."""
         now, flight = self._clock.monotonic(), one.flight
         one.close()
         error = None
+        if answer.status in (200, FAILED):
+            self._company.came(one, good=answer.status == 200, now=now)
         if answer.status == 200:
             self.pace.finished(now)
         else:
@@ -227,6 +251,7 @@ class Dispatcher:
             return
         if error is not None:
             if not flight.tries:
+                self._part(one, error)
                 self._spawn(self._failed([flight], error))
             return
         flight.over = True
@@ -236,7 +261,26 @@ class Dispatcher:
                 useless.close()
         self._hedge.answered(now - one.sent_at)
         latency = (now - one.sent_at) * 1000
-        self._arrived.put_nowait((flight, Arrival(flight.job, answer, flight.attempts, latency)))
+        self._company.hold(one, Arrival(flight.job, answer, flight.attempts, latency))
+        self._release()
+
+    def _release(self) -> None:
+        """Hand on what has come, but for images that others failed beside."""
+        for flight, arrival, believed in self._company.released():
+            if believed:
+                self._arrived.put_nowait((flight, arrival))
+            else:
+                flight.over = False
+                flight.attempts -= 1
+                self._ask_again(flight, 0.0)
+
+    def _part(self, one: Try, error: RemoteError) -> None:
+        """The last attempt at an image that failed in company is made without."""
+        flight = one.flight
+        crowded = error.status == FAILED and bool(one.company)
+        flight.lonely = crowded and flight.attempts + 1 >= self._settings.attempts
+        if flight.lonely:
+            flight.attempts = min(flight.attempts, self._settings.attempts - 1)
 
     def _tell_pace(self, one: Try, error: RemoteError) -> None:
         now = self._clock.monotonic()
@@ -298,7 +342,10 @@ class Dispatcher:
         self._done(flight)
 
     def _ask_again(self, flight: Flight, pause: float) -> None:
-        heapq.heappush(self._again, (self._clock.monotonic() + pause, next(self._order), flight))
+        if flight.lonely:
+            self._lonely.append(flight)
+        else:
+            heapq.heappush(self._again, (self._clock.monotonic() + pause, next(self._order), flight))
         self._wake.set()
 
     def _done(self, flight: Flight) -> None:

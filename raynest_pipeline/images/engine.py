@@ -241,6 +241,7 @@ class _Run:
                 settings,
                 self._pace,
                 items=offer.items,
+                wary=not offer.items and not offer.at_once,
                 url=self._target.base_url,
                 clock=self._clock,
                 backoff=self._backoff,

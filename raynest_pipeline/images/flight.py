@@ -58,6 +58,10 @@ class Flight:
     attempts: int = 0
     alone: bool = False
     """Whether it shares no request any more: the one with which a shared answer broke off may be it."""
+    spoilt: bool = False
+    """Whether it failed (500) while others were in work beside it (company.py)."""
+    lonely: bool = False
+    """Whether it is to be sent when nothing else is in work, and nothing beside it."""
     over: bool = False
     """Whether an answer has come: further ones are not wanted."""
     tries: "list[Try]" = field(default_factory=list)
@@ -73,6 +77,10 @@ class Try:
     group: "Group"
     open: bool = True
     """Whether its answer is still to come."""
+    company: "set[Try]" = field(default_factory=set)
+    """What was in work beside it, at an endpoint that is watched for that (company.py)."""
+    doubtful: bool = False
+    """Whether one of those failed."""
 
     @property
     def wanted(self) -> bool:

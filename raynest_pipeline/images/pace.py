@@ -87,6 +87,7 @@ class Pace:
 
     def __post_init__(self) -> None:
         self.limit = max(1, min(self.start, self.most))
+        self._uncapped = self.most
         self._step = max(1, self.limit // 2)
         self._meter = BurstRate()
         self._levels: list[tuple[int, float]] = []
@@ -152,6 +153,18 @@ class Pace:
             self.paused_until = float("-inf")
             self._lowered_at = now
             self._change(self.start, now)
+
+    def cap(self, most: int, now: float) -> None:
+        """From now on no more than `most`."""
+        self.most = max(1, most)
+        self.phase, self._levels = Phase.CLIMBING, []
+        self._change(self.limit, now)
+
+    def uncap(self, now: float) -> None:
+        """The cap was a mistake: begin anew."""
+        self.most = self._uncapped
+        self.phase, self._levels, self._ceiling = Phase.DOUBLING, [], _Ceiling()
+        self._change(self.start, now)
 
     def _judge(self, rate: float, now: float) -> None:
         if self.phase in (Phase.DOUBLING, Phase.CLIMBING):

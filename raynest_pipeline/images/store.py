@@ -70,10 +70,6 @@ class BatchFolder:
         """The contact sheet's file."""
         return self.path / SHEET
 
-    def image_path(self, name: str) -> Path:
-        """Where a stored image lies on this disk."""
-        return self.path / checked_name(name)
-
     def place(self, name: str = "") -> str:
         """The path of a name, or of the folder."""
         return str(self.path / checked_name(name) if name else self.path)

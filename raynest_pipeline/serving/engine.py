@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raynest_pipeline.serving.contract import ImageRequest, PaintingFailed
 from raynest_pipeline.serving.cores import set_threads, spin_briefly, usable_cores
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 logger = logging.getLogger("ray.serve")
-
-T = TypeVar("T")
 
 
 class Bucket(NamedTuple):

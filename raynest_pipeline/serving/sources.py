@@ -16,7 +16,7 @@ from raynest_pipeline.serving.locate import Located, fingerprint, locate, requir
 from raynest_pipeline.serving.modelfiles import variant_of
 from raynest_pipeline.serving.modelname import ModelUnavailable, advice, one_line
 from raynest_pipeline.serving.options import UNTRAINED, ServingOptions
-from raynest_pipeline.serving.speed import Speed, equip, half_precision
+from raynest_pipeline.serving.speed import Speed, equip, half_precision, revision_of
 from raynest_pipeline.serving.untrained import UNTRAINED_LABEL, build_untrained_pipeline
 
 __all__ = ["LoadedModel", "Located", "ModelUnavailable", "fingerprint", "load_model", "locate"]
@@ -70,7 +70,7 @@ def load_model(options: ServingOptions) -> LoadedModel:
     loaded = LoadedModel(
         pipeline=pipeline,
         name=name,
-        revision=revision,
+        revision=revision_of(revision, options),
         device=device_label(device),
         device_note=note,
         dtype=dtype,

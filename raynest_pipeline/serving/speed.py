@@ -76,6 +76,15 @@ class Speed:
         return nullcontext() if self.compile == "off" else torch.compiler.set_stance(stance)
 
 
+def revision_of(revision: str, options: ServingOptions) -> str:
+    """A model's revision, and after it what was put in the place of its own parts.
+
+    Batches take an image over from another one where model, revision and request are the same, and another
+    solver or VAE gives another picture.
+    """
+    return "+".join((revision, *(part for part in (options.scheduler, options.tiny_vae) if part)))
+
+
 def equip(pipeline: Any, options: ServingOptions, device: str, dtype: str) -> Speed:
     """Fit the pipeline with what `options` choose, on its device. Raises SpeedUnavailable."""
     import torch

@@ -1,15 +1,20 @@
-"""A loopback endpoint in the test's own process that serves, and misbehaves in every way on demand."""
+"""A loopback endpoint in the test's own process that serves, and misbehaves in every way on demand.
+
+It makes what lies beside the tests importable, too.
+"""
 
 import asyncio
 import hashlib
 import io
 import random
 import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +24,12 @@ from PIL import Image, PngImagePlugin
 
 from raynest_pipeline.images.prompts import Prompt
 from raynest_pipeline.kube.http import HttpTarget
+
+HERE = str(Path(__file__).parent)
+if HERE not in sys.path:
+    sys.path.insert(0, HERE)
+
+from images_loopback import Loopback  # noqa: E402  (needs the path above)
 
 Answer = Callable[["FakeEndpoint", web.Request], Awaitable[web.StreamResponse]]
 
@@ -37,10 +48,11 @@ def png(prompt: str, seed: int = 0, size: int = 32, *, blank: bool = False, text
     return buffer.getvalue()
 
 
-class FakeEndpoint:
+class FakeEndpoint(Loopback):
     """An image endpoint on a random loopback port. Set its fields to change how it behaves."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.model: str | None = "tiny-untrained (random weights)"
         self.revision = "r1"
         self.openapi = True
@@ -68,10 +80,6 @@ class FakeEndpoint:
         self.served = 0
         self.in_flight = self.most_in_flight = 0
         self.connections = 0
-        self.port = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._runner: web.AppRunner | None = None
         self.release = asyncio.Event()
         """Ends the answers that hang."""
 
@@ -170,40 +178,16 @@ class FakeEndpoint:
         return web.json_response(facts | {"default_steps": 10, "default_guidance": 7.5})
 
     def start(self, port: int = 0) -> None:
-        if not self._thread.is_alive():
-            self._thread.start()
-        self._do(self._start(port))
-
-    async def _start(self, port: int) -> None:
         app = web.Application(client_max_size=1 << 20)
         app.router.add_get("/imagine", self._imagine)
         app.router.add_post("/v1/images", self._images)
         app.router.add_get("/openapi.json", self._openapi)
         app.router.add_get("/health", self._health)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1, max_line_size=200_000)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port, reuse_address=True)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
-
-    def stop_listening(self) -> None:
-        """The endpoint vanishes: connections are refused from now on."""
-        self._do(self._stop())
+        self.serve(app, port, max_line_size=200_000)
 
     async def _stop(self) -> None:
         self.release.set()
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    def close(self) -> None:
-        self.stop_listening()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    def _do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        await super()._stop()
 
 
 @pytest.fixture
@@ -212,6 +196,13 @@ def endpoint() -> Iterator[FakeEndpoint]:
     fake.start()
     yield fake
     fake.close()
+
+
+@pytest.fixture
+def many(endpoint: FakeEndpoint) -> FakeEndpoint:
+    """An endpoint that takes requests for up to 8 images."""
+    endpoint.items, endpoint.at_once = 8, 4
+    return endpoint
 
 
 def prompts(count: int, start: int = 0) -> list[Prompt]:

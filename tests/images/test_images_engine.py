@@ -154,7 +154,7 @@ def test_a_record_says_all_about_its_image(bench: Bench, kit: Any) -> None:
 def test_only_what_is_missing_or_damaged_is_made_again(bench: Bench, kit: Any) -> None:
     prompts = kit.prompts(6)
     bench.run(prompts)
-    files = {r.id: bench.store.image_path(str(r.file)) for r in read_manifest(bench.store.manifest_path)}
+    files = {r.id: bench.store.path / str(r.file) for r in read_manifest(bench.store.manifest_path)}
     files["p0"].unlink()
     files["p1"].write_bytes(files["p1"].read_bytes()[:-7])
     flipped = bytearray(files["p2"].read_bytes())

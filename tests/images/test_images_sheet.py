@@ -115,7 +115,7 @@ def test_missing_failed_and_foreign_letters_do_not_break_a_sheet(
     batch: tuple[BatchFolder, list[Record]],
 ) -> None:
     store, records = batch
-    store.image_path(str(records[0].file)).unlink()
+    (store.path / str(records[0].file)).unlink()
     records[1] = replace(records[1], status="failed", file=None)
     records[2] = replace(records[2], prompt="一只猫 🐈 \t عربي " * 50)
     records[3] = replace(records[3], prompt="x" * 4000, id="i" * 128)

@@ -35,7 +35,7 @@ def test_the_layout(tmp_path: Path) -> None:
     store.write("images/a.png", b"two")
     store.write("sheet.jpg", b"sheet")
     assert everything(tmp_path) == {"out/monday/images/a.png", "out/monday/sheet.jpg"}
-    assert store.read("images/a.png") == b"two" == store.image_path("images/a.png").read_bytes()
+    assert store.read("images/a.png") == b"two" == (store.path / "images/a.png").read_bytes()
     assert store.read("images/none.png") is None
     assert store.sheet_path.read_bytes() == b"sheet"
 
@@ -77,9 +77,9 @@ def test_a_planted_link_does_not_lead_the_bytes_elsewhere(tmp_path: Path) -> Non
     store = BatchFolder(tmp_path / "root", "b")
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    store.image_path("images/a.png").symlink_to(victim)
+    (store.path / "images/a.png").symlink_to(victim)
     store.write("images/a.png", b"new")
-    assert victim.read_text() == "mine" and not store.image_path("images/a.png").is_symlink()
+    assert victim.read_text() == "mine" and not (store.path / "images/a.png").is_symlink()
     (store.path / "images" / f".part-{threading.get_native_id()}-c.png").symlink_to(victim)
     with pytest.raises(StorageError):
         store.write("images/c.png", b"new")

@@ -1,9 +1,18 @@
-"""What several tests of the Serve application need."""
+"""What several tests of the Serve application need; makes what lies beside them importable, too."""
 
-from collections.abc import Callable
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
 
 
 @dataclass(frozen=True)
@@ -50,3 +59,26 @@ def take_apart(content_type: str, body: bytes) -> Parts:
 def read_parts() -> Callable[[str, bytes], Parts]:
     """(Content-Type, body) -> Parts."""
     return take_apart
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A Ray of our own with Serve on a free port."""
+    import ray
+    from ray import serve
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        chosen = int(probe.getsockname()[1])
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": chosen})
+    yield chosen
+    serve.shutdown()
+    ray.shutdown()

@@ -3,12 +3,10 @@
 import concurrent.futures
 import http.client
 import json
-import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,31 +17,14 @@ from ray import serve
 from raynest_pipeline.serving.app import build
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
 BATCH, PLACES = 4, 76
 Read = Callable[[str, bytes], Any]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """A Ray of our own with Serve on a free port, and on it two applications with short and long patience."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    chosen = free_port()
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    serve.start(http_options={"host": "127.0.0.1", "port": chosen})
+def port(port: int) -> int:
+    """On the Ray of our own two applications, with short and long patience."""
     common = {"model": "tiny-untrained", "cpu_threads": 1, "max_steps": 1000}
     main = build({**common, "max_batch_size": BATCH, "queue_size": PLACES - BATCH})
     hasty = build({**common, "max_batch_size": 1, "queue_size": 20, "deadline_s": 3.0})
@@ -53,9 +34,7 @@ def port() -> Iterator[int]:
             serve.RunTarget(hasty, name="hasty", route_prefix="/hasty"),
         ]
     )
-    yield chosen
-    serve.shutdown()
-    ray.shutdown()
+    return port
 
 
 @pytest.fixture(scope="module")

@@ -3,47 +3,18 @@
 import concurrent.futures
 import http.client
 import io
-import os
-import socket
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
-import ray
 from PIL import Image
 from ray import serve
 
 from raynest_pipeline.serving.app import build
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parents[2]
 QUEUE, BATCH = 6, 4
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """A Ray of our own with Serve on a free port."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    chosen = free_port()
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    serve.start(http_options={"host": "127.0.0.1", "port": chosen})
-    yield chosen
-    serve.shutdown()
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -109,6 +109,13 @@ def test_the_image_itself_tells_the_solver_and_the_tiny_vae(tiny_vae: str) -> No
     assert text["vae"] == tiny_vae
 
 
+def test_a_model_with_other_parts_has_another_revision(tiny_vae: str) -> None:
+    """Batches reuse images of the same model and revision, and these are other pictures."""
+    assert load().revision == "built-in"
+    assert load(scheduler="euler").revision == "built-in+euler"
+    assert load(scheduler="euler", tiny_vae=tiny_vae).revision == f"built-in+euler+{tiny_vae}"
+
+
 def test_a_tiny_vae_paints_other_pictures_and_is_told(tiny_vae: str) -> None:
     model = load(tiny_vae=tiny_vae)
     assert type(model.pipeline.vae).__name__ == "AutoencoderTiny"

@@ -33,7 +33,7 @@ from raynest_pipeline.serving.sources import (
     locate,
     read_recommendation,
 )
-from raynest_pipeline.serving.speed import SpeedUnavailable
+from raynest_pipeline.serving.speed import SpeedUnavailable, revision_of
 
 _TOLD = ("revision", "native_size", "default_steps", "default_guidance")
 ENCODERS = 4
@@ -164,7 +164,7 @@ def _described(found: Located, options: ServingOptions) -> dict[str, Any]:
     guidance = (options.default_guidance, recommended.get("guidance"), DEFAULT_GUIDANCE)
     return {
         "model": recommended.get("name", found.name),
-        "revision": recommended.get("revision", found.revision),
+        "revision": revision_of(recommended.get("revision", found.revision), options),
         "native_size": native,
         "default_steps": options.default_steps or int(recommended.get("steps", DEFAULT_STEPS)),
         "default_guidance": first_given(*guidance),

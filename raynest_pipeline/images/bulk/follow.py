@@ -71,6 +71,8 @@ class Follower:
         self._raise_kept = raise_kept
         self._started = clock.monotonic()
         self._progress = Progress(made=0, reused=0, failed=0, total=None, seconds=0.0)
+        self._attached = False
+        """Whether the job ran before it was followed from here."""
         self._before = 0
         """Images that lost jobs of this run have made."""
 
@@ -118,6 +120,7 @@ class Follower:
         try:
             if start is not None:
                 self.patiently(start)
+            self._attached = start is None
             while True:
                 job = self.patiently(lambda: self._api.get(job_id))
                 self._read(job_id, log)
@@ -140,10 +143,20 @@ class Follower:
         """Take in what is new in the log. One that cannot be read now is read at the next look."""
         with contextlib.suppress(RemoteError):
             log.take(self._api.logs(job_id) or "")
+        if self._attached:
+            self._count_time_before(log)
         if (said := log.progress) is not None:
             self._progress = replace(
                 self._progress, **{key: said[key] for key in ("made", "reused", "failed", "total")}
             )
+
+    def _count_time_before(self, log: "_Log") -> None:
+        """The images that it made before are counted, so its time is: they did not come for nothing."""
+        for said in (log.end, log.progress):
+            if said is not None and "seconds" in said:
+                self._started = min(self._started, self._clock.monotonic() - float(said["seconds"]))
+                self._attached = False
+                return
 
     def _tell(self, *, outage: str = "") -> None:
         made, reused = self._whole(self._progress.made, self._progress.reused)

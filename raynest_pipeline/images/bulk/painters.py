@@ -18,6 +18,10 @@ CALLERS_AT_ONCE = 2
 CALLER_CPUS = 0.05
 CALLS_PER_ACTOR = 4
 """Pipeline calls in one chunk: the device waits only between chunks, some 0.1 s, for the last encoding."""
+DEATHS_PER_CHUNK = 3
+DEATHS_PER_ACTOR = 20
+"""So often an actor may die at one chunk, and in all. Ray Data's own default is without end: an image that
+kills its process would keep the GPUs for ever. Lost nodes count, too, so that it is not once only."""
 FACTS = ("model", "revision", "native_size", "default_steps", "default_guidance", "max_batch_size")
 FACTS_SECONDS = 900.0
 """For the first model to load, its packages and its files included; or for a GPU to come free."""
@@ -58,6 +62,8 @@ class Painters:
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=self.size),
+            max_restarts=DEATHS_PER_ACTOR,
+            max_task_retries=DEATHS_PER_CHUNK,
             **self.remote,
         )
 

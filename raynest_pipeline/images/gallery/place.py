@@ -2,10 +2,10 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from raynest_pipeline.files import replace_file
 from raynest_pipeline.images.batch_store import root_of
 from raynest_pipeline.images.objects import Objects
 from raynest_pipeline.images.store import storage_error
@@ -42,17 +42,7 @@ class Place:
         with _storage_errors(target):
             # The folders' modes are the umask's: the pages lie beside the images, which it protects.
             target.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".part-")
-            try:
-                with os.fdopen(descriptor, "wb") as stream:
-                    stream.write(data)
-                os.chmod(temporary, PAGE_MODE)
-                os.replace(temporary, target)
-            except BaseException:
-                # Also on an interrupt: nobody would ever look for it again.
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
-                raise
+            replace_file(target, data, PAGE_MODE, prefix=".part-", durable=False)
 
     def read(self, name: str) -> bytes | None:
         """The bytes under `name`; None when there are none."""

@@ -1,8 +1,6 @@
 """A loopback dashboard that speaks the Jobs API as Ray 2.60 did when it was recorded, with scripted jobs."""
 
-import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from images_loopback import Loopback
 
 from raynest_pipeline.kube.http import HttpTarget
 
@@ -83,10 +82,11 @@ class FakeJob:
         }
 
 
-class FakeRay:
+class FakeRay(Loopback):
     """A dashboard on a random loopback port. Set its fields to change how it behaves."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.jobs: dict[str, FakeJob] = {}
         self.packages: dict[str, bytes] = {}
         self.calls: list[tuple[str, str]] = []
@@ -98,10 +98,6 @@ class FakeRay:
         """Every call is answered 200 with a page in HTML, as by a proxy in between."""
         self.lose_answers = 0
         """So many submissions are taken, and their answers lost."""
-        self.port = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._runner: web.AppRunner | None = None
 
     @property
     def target(self) -> HttpTarget:
@@ -177,26 +173,9 @@ class FakeRay:
         return web.json_response({"job_id": name, "submission_id": name})
 
     def start(self) -> None:
-        self._thread.start()
-        self._do(self._start())
-
-    async def _start(self) -> None:
         app = web.Application(client_max_size=8 << 20)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.port = self._runner.addresses[0][1]
-
-    def close(self) -> None:
-        if self._runner is not None:
-            self._do(self._runner.cleanup())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    def _do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        self.serve(app)
 
 
 @pytest.fixture

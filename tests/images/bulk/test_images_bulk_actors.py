@@ -94,7 +94,7 @@ def test_options_that_do_not_go_together_are_told(plan: Plan) -> None:
     "recommended",
     [None, {"steps": 12, "guidance": 0.0}, {"name": "own", "revision": "r7", "steps": "30"}],
 )
-@pytest.mark.parametrize("own", [{}, {"default_steps": 3, "default_guidance": 2.5}])
+@pytest.mark.parametrize("own", [{}, {"default_steps": 3, "default_guidance": 2.5}, {"scheduler": "euler"}])
 def test_facts_are_those_of_the_loaded_model(
     plan: Plan, folder: Path, recommended: dict[str, Any] | None, own: dict[str, Any]
 ) -> None:

@@ -1,43 +1,16 @@
-"""The engine `ray` against a scripted cluster: sent once, followed, lost, stopped, failed."""
+"""The engine `ray` against a scripted cluster: sent once, followed, lost, failed."""
 
-import sys
-import weakref
-from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from images_bulk_run import PLAN, Script, run
 
-from raynest_pipeline.errors import (
-    AccessError,
-    InputError,
-    NotReadyError,
-    RefusedError,
-    StorageError,
-    UnreachableError,
-)
-from raynest_pipeline.images.bulk.by_actors import options_of
-from raynest_pipeline.images.bulk.engine import (
-    LOCK_SECONDS,
-    MAX_LOST,
-    RayBatch,
-    generate_on_ray,
-    ray_batch,
-)
+from raynest_pipeline.errors import AccessError, NotReadyError, RefusedError, StorageError, UnreachableError
+from raynest_pipeline.images.bulk.engine import LOCK_SECONDS, MAX_LOST, RayBatch
 from raynest_pipeline.images.bulk.follow import OUTAGE_SECONDS
-from raynest_pipeline.images.bulk.plan import Plan
-from raynest_pipeline.images.result import BatchResult, Failure, HourlyPrice, Progress
-from raynest_pipeline.kube.rayservice.manifest import serving_args
-from raynest_pipeline.settings import load_settings
-
-PLAN = Plan(batch_id="b1", root="oss://bucket/out", prompts_sha256="0" * 64)
-BATCH = RayBatch(PLAN, ("torch==2.13.0", "diffusers"))
-Script = Callable[..., Any]
-
-
-def run(dashboard: Any, clock: Any, batch: RayBatch = BATCH, **more: Any) -> BatchResult:
-    return generate_on_ray(batch, dashboard.target, clock=clock, **more)
+from raynest_pipeline.images.result import Failure, HourlyPrice, Progress
 
 
 def test_a_job_is_sent_followed_and_its_result_comes_back(ray_dashboard: Any, script: Script) -> None:
@@ -217,119 +190,6 @@ def test_an_image_that_lacks_packages_gets_them_by_pip_once(ray_dashboard: Any, 
         run(ray_dashboard, script(lacks, lacks))
 
 
-def test_should_stop_stops_the_job_and_tells_what_there_is(ray_dashboard: Any, script: Script) -> None:
-    clock = script(lambda: ray_dashboard.last.progress(3, reused=2))
-    asked: list[int] = []
-    result = run(ray_dashboard, clock, should_stop=lambda: bool(asked.append(1)) or len(asked) > 1)
-    assert result.stopped
-    assert (result.made, result.reused) == (3, 2)
-    assert (ray_dashboard.last.status, ray_dashboard.last.stops) == ("STOPPED", 1)
-
-
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-def test_an_interruption_stops_the_job_and_goes_through(
-    ray_dashboard: Any, script: Script, interruption: type[BaseException]
-) -> None:
-    def interrupts() -> None:
-        raise interruption
-
-    with pytest.raises(interruption):
-        run(ray_dashboard, script(lambda: ray_dashboard.last.progress(3), interrupts))
-    assert ray_dashboard.last.status == "STOPPED"
-
-
-def test_an_interruption_while_the_cluster_is_away_still_goes_through(
-    ray_dashboard: Any, script: Script
-) -> None:
-    def interrupts() -> None:
-        ray_dashboard.refuse = 503
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(ray_dashboard, script(interrupts))
-
-
-def test_an_interruption_in_the_middle_of_the_submission_stops_what_was_sent(
-    ray_dashboard: Any, script: Script
-) -> None:
-    """Its answer was lost; while we pause to ask again, the user gives up."""
-    ray_dashboard.lose_answers = 1
-
-    def interrupts() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(ray_dashboard, script(interrupts))
-    assert ray_dashboard.last.status == "STOPPED"
-
-
-def test_an_interruption_that_python_ignores_still_stops_the_job(ray_dashboard: Any, script: Script) -> None:
-    """As seen in the e2e test: the signal came while a weak reference of somebody else's was called back."""
-
-    class Referred:
-        pass
-
-    def interrupts(ref: object) -> None:
-        raise KeyboardInterrupt
-
-    def collected() -> None:
-        referred = Referred()
-        ref = weakref.ref(referred, interrupts)
-        del referred
-        assert ref() is None
-
-    before = sys.unraisablehook
-    with pytest.raises(KeyboardInterrupt):
-        run(ray_dashboard, script(lambda: ray_dashboard.last.progress(3), collected))
-    assert ray_dashboard.last.status == "STOPPED"
-    assert sys.unraisablehook is before
-
-
-def test_a_mere_error_that_python_ignores_is_shown_as_ever(
-    ray_dashboard: Any, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(unraisable.exc_value))
-
-    class Clumsy:
-        def __del__(self) -> None:
-            raise ValueError("in __del__")
-
-    def collected() -> None:
-        Clumsy()
-        ray_dashboard.last.result(3)
-
-    assert run(ray_dashboard, script(collected)).made == 3
-    assert [str(error) for error in shown] == ["in __del__"]
-
-
-def test_a_lost_request_to_stop_is_sent_again(ray_dashboard: Any, script: Script) -> None:
-    def interrupts() -> None:
-        ray_dashboard.refuse = 503
-        raise KeyboardInterrupt
-
-    def back() -> None:
-        ray_dashboard.refuse = None
-
-    with pytest.raises(KeyboardInterrupt):
-        run(ray_dashboard, script(interrupts, back))
-    assert ray_dashboard.last.status == "STOPPED"
-
-
-def test_a_job_that_could_not_be_stopped_is_told(ray_dashboard: Any, script: Script) -> None:
-    lines: list[str] = []
-
-    def interrupts() -> None:
-        ray_dashboard.refuse = 503
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(ray_dashboard, script(interrupts), on_log=lines.append)
-    (line,) = lines
-    assert f"{ray_dashboard.last.id} may go on" in line
-    assert "Stop it on the Ray dashboard" in line
-
-
 def test_a_number_in_between_that_was_deleted_does_not_lead_to_an_old_job(
     ray_dashboard: Any, script: Script
 ) -> None:
@@ -354,15 +214,6 @@ def test_an_answer_that_no_patience_changes_ends_at_once(ray_dashboard: Any, scr
         run(ray_dashboard, clock)
     assert "HTTP 413" in caught.value.why
     assert clock.seconds == 0
-
-
-def test_a_job_that_somebody_else_stopped_ends_the_run_as_stopped(ray_dashboard: Any, script: Script) -> None:
-    clock = script(
-        lambda: ray_dashboard.last.progress(5), lambda: ray_dashboard.last.end("STOPPED", "by hand")
-    )
-    result = run(ray_dashboard, clock)
-    assert (result.stopped, result.made) == (True, 5)
-    assert ray_dashboard.submissions == 1
 
 
 def test_an_outage_is_waited_out_and_told(ray_dashboard: Any, script: Script) -> None:
@@ -449,87 +300,31 @@ def test_time_and_cost_are_this_run_s(ray_dashboard: Any, script: Script) -> Non
     assert [p.cost for p in heard][:2] == [Decimal(0), Decimal("0.0100")]
 
 
+def test_a_job_that_ran_before_is_counted_with_its_time(ray_dashboard: Any, script: Script) -> None:
+    """Else the images of a night, attached to in the morning, would seem to have cost nothing."""
+
+    class Killed(Exception):
+        """See above."""
+
+    def dies() -> None:
+        raise Killed
+
+    def had_run() -> None:
+        ray_dashboard.last.say("progress", made=900, reused=0, failed=0, total=1000, seconds=3600.0)
+
+    with pytest.raises(Killed):
+        run(ray_dashboard, script(had_run, dies))
+    heard: list[Progress] = []
+    clock = script(lambda: None, lambda: ray_dashboard.last.result(1000))
+    price = HourlyPrice(Decimal(36), "CNY")
+    result = run(ray_dashboard, clock, on_progress=heard.append, price=price)
+    assert ray_dashboard.submissions == 1
+    assert (result.made, result.seconds, result.cost) == (1000, 3620.0, Decimal("36.2000"))
+    assert heard[0].cost == Decimal("36.0000") and heard[0].images_per_second == 0.25
+
+
 def test_the_look_s_pace_slows_down(ray_dashboard: Any, script: Script) -> None:
     clock = script(*[lambda: ray_dashboard.last.progress(1)] * 300, lambda: ray_dashboard.last.result(1))
     run(ray_dashboard, clock)
     assert clock.slept[0] == 1.0
     assert clock.slept[-1] == 10.0
-
-
-# -- the settings ----------------------------------------------------------------------------------
-
-
-def test_the_plan_follows_the_settings() -> None:
-    settings = load_settings(
-        profile="kubeconfig",
-        kubeconfig={"path": "k"},
-        batch={"ray_mode": "actors", "ray_actors": 7, "size": 64, "attempts": 2},
-        ray_service={"model": "m", "gpus_per_replica": 2, "pip_index_url": "https://example.org/simple"},
-    )
-    made = ray_batch(settings, "b", "oss://bucket/out", "f" * 64)
-    plan = made.plan
-    assert (plan.mode, plan.actors, plan.gpus, plan.size, plan.attempts) == ("actors", 7, 2.0, 64, 2)
-    assert plan.serving == {"model": "m", "num_gpus": 2.0, "replicas": 1, "max_batch_size": 8}
-    assert made.pip(["ossfs", "yaml"]) == {
-        "packages": ["ossfs", "pyyaml"],
-        "pip_install_options": ["--index-url", "https://example.org/simple"],
-    }, "no model's packages for a missing driver"
-    assert made.pip(["torch", "ossfs"])["packages"] == [*settings.ray_service.pip_packages, "ossfs"]
-    assert Plan.from_json(plan.to_json()) == plan
-
-
-def test_actors_get_the_options_of_the_serve_replicas() -> None:
-    settings = load_settings(
-        profile="kubeconfig",
-        kubeconfig={"path": "k"},
-        batch={"ray_mode": "actors", "ray_gpus": 0.5, "deadline_seconds": 60, "verify": True},
-        ray_service={
-            "model": "oss://bucket/sd",
-            "replicas": 3,
-            "serving": {"scheduler": "unipc", "compile": "default", "max_images_per_request": 300},
-            "pip_packages": ["torch", "diffusers"],
-        },
-    )
-    made = ray_batch(settings, "b", "oss://bucket/out", "f" * 64)
-    assert made.plan.serving == serving_args(settings.ray_service) | {"num_gpus": 0.5}
-    options = options_of(made.plan)
-    assert (options.scheduler, options.compile, options.num_gpus) == ("unipc", "default", 0.5)
-    assert made.model_packages == ("torch", "diffusers", "ossfs")
-    assert (made.plan.deadline_seconds, made.plan.verify, made.plan.limits) == (60, True, True)
-
-
-@pytest.mark.parametrize(("mode", "known"), [("serve", False), ("actors", True)])
-def test_a_manifest_of_the_user_s_own_has_limits_of_its_own(mode: str, known: bool) -> None:
-    settings = load_settings(
-        profile="kubeconfig",
-        kubeconfig={"path": "k"},
-        batch={"ray_mode": mode},
-        ray_service={"manifest": "own.yaml"},
-    )
-    assert ray_batch(settings, "b", "oss://bucket/out", "f" * 64).plan.limits is known
-
-
-def test_a_folder_of_this_machine_is_refused_before_anything_is_sent() -> None:
-    settings = load_settings(profile="kubeconfig", kubeconfig={"path": "k"}, batch={"engine": "ray"})
-    with pytest.raises(InputError, match="is on this machine") as caught:
-        ray_batch(settings, "b", "/home/me/images", "f" * 64)
-    assert "batch.ray_output" in caught.value.fix
-
-
-def test_a_mounted_folder_is_named_as_the_nodes_see_it() -> None:
-    settings = load_settings(
-        profile="kubeconfig", kubeconfig={"path": "k"}, batch={"ray_output": "/mnt/images/"}
-    )
-    assert ray_batch(settings, "b", "/home/me/images", "f" * 64).plan.root == "/mnt/images"
-
-
-@pytest.mark.parametrize("there", ["images", "./images", "~/images", "/"])
-def test_a_folder_that_each_node_would_take_for_another_is_refused(there: str) -> None:
-    settings = load_settings(profile="kubeconfig", kubeconfig={"path": "k"}, batch={"ray_output": there})
-    with pytest.raises(InputError, match="no absolute path on the nodes"):
-        ray_batch(settings, "b", "/home/me/images", "f" * 64)
-
-
-def test_the_sandbox_s_nodes_are_on_this_machine_and_have_no_gpu() -> None:
-    plan = ray_batch(load_settings(), "b", "/home/me/images", "f" * 64).plan
-    assert (plan.root, plan.gpus) == ("/home/me/images", 0.0)
