@@ -232,8 +232,8 @@ class RayServiceSettings(Section):
     max_batch_size: int = Field(8, ge=1, le=64, description="Images in one pipeline call.")
     serving: dict[str, Any] = Field(
         default_factory=dict,
-        description="More options of the Serve application, by the names in docs/performance.md and "
-        "raynest_pipeline/serving/options.py, e.g. {compile: default}.",
+        description="More options of the Serve application, by the names in docs/operations.md (The "
+        "service's options), e.g. {compile: default}.",
     )
     env: dict[str, str] = Field(
         default_factory=dict,

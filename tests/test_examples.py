@@ -128,6 +128,8 @@ class TestKubernetes:
         own = yaml.safe_load((ROOT / "dagster.yaml").read_text(encoding="utf-8"))
         limits = own["concurrency"]["runs"]["tag_concurrency_limits"]
         assert instance["concurrency"]["runs"]["tag_concurrency_limits"] == limits
+        assert instance["concurrency"]["pools"] == own["concurrency"]["pools"]
+        assert instance["retention"] == own["retention"]
 
     def test_what_is_referred_to_is_there(
         self, instance: dict[str, Any], objects: list[dict[str, Any]]

@@ -104,7 +104,7 @@ def generate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make the images of a prompt file. A second run of the same file makes only what is missing."""
+    """Make the images of a prompt file or prompt set. A second run of it makes only what is missing."""
     if engine not in (None, "http", "ray"):
         raise InputError(f"There is no engine {engine!r}.", fix="raynest generate --engine http | ray")
     settings = load_settings()
@@ -168,7 +168,7 @@ def imagine(
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
 ) -> None:
-    """Draw one image: the walkthrough's last step in one line."""
+    """Draw one image and write it to a file."""
     from raynest_pipeline.cli.imagine import draw
     from raynest_pipeline.images.prompts import make_prompt
 
@@ -267,7 +267,7 @@ def doctor(
 
 @app.command()
 def kubeconfig() -> None:
-    """Print the path of the kubeconfig: kubectl --kubeconfig "$(raynest kubeconfig)" get pods"""
+    """Path of the kubeconfig, renewed if due: kubectl --kubeconfig "$(raynest kubeconfig)" get pods"""
     from raynest_pipeline.chain.profile import open_chain
 
     chain = open_chain(load_settings(), start_sandbox=False)
@@ -295,7 +295,7 @@ def open_command(
 
 @app.command()
 def dev(port: Annotated[int, typer.Option(help="Of the UI, on 127.0.0.1.")] = 3000) -> None:
-    """Open the Dagster UI with its daemon (sensor, schedule) on the state of this home."""
+    """Run the Dagster UI with its sensors and schedule, and the gallery, on the state of this home."""
     from raynest_pipeline.cli.dev import run_dev
 
     raise typer.Exit(run_dev(load_settings(), port))

@@ -56,11 +56,12 @@ def require_complete(outcome: Outcome) -> None:
     """Raise unless every image of the batch is in its folder, whole.
 
     Raises:
-        BatchError: Names what is missing.
+        BatchError: How many are missing, and the first of those whose file is damaged.
     """
     missing = outcome.images - outcome.summary.whole
     if missing:
         raise BatchError(
             f"{missing} of {outcome.images} images are missing or damaged.",
+            why=f"Damaged: {', '.join(outcome.summary.damaged_ids)}." if outcome.summary.damaged_ids else "",
             fix="Run the same command again: it makes only what is missing.",
         )

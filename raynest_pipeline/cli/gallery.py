@@ -1,10 +1,10 @@
 """`raynest open gallery`, and the gallery beside the UI."""
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 
-from raynest_pipeline.errors import RaynestError, StorageError
+from raynest_pipeline.cli.foreground import until_ctrl_c
+from raynest_pipeline.errors import RaynestError
 from raynest_pipeline.images.gallery.place import Place
 from raynest_pipeline.images.gallery.server import gallery_in_background, serve_gallery
 from raynest_pipeline.settings import Settings
@@ -18,20 +18,9 @@ def open_gallery(settings: Settings, port: int, on_ready: Callable[[str], None])
     Raises:
         StorageError: The port is taken, or the output can't be read.
     """
-
-    async def ready(url: str) -> None:
-        on_ready(url)
-        await asyncio.Event().wait()
-
-    try:
-        asyncio.run(serve_gallery(Place(settings.output_dir), port=port, ready=ready))
-    except KeyboardInterrupt:
-        # The way to end it.
-        return
-    except OSError as error:
-        raise StorageError(
-            f"Port {port} of 127.0.0.1 cannot be used.", why=str(error), fix="Choose another --port."
-        ) from None
+    until_ctrl_c(
+        lambda ready: serve_gallery(Place(settings.output_dir), port=port, ready=ready), port, on_ready
+    )
 
 
 @contextlib.contextmanager

@@ -43,7 +43,9 @@ def stop() -> None:
 
 
 @sandbox_app.command("status")
-def status(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")] = False,
+) -> None:
     """Show where it listens, what it has sold, its faults and its processes. Exit code 5 if not running."""
     from raynest_pipeline.sandbox import control
 

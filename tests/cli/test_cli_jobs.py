@@ -251,6 +251,8 @@ class TestDemo:
         require_complete(self.outcome(tmp_path, Summary(2, 0)))
         with pytest.raises(BatchError, match="1 of 2 images are missing or damaged"):
             require_complete(self.outcome(tmp_path, Summary(2, 0, damaged=1)))
+        with pytest.raises(BatchError, match="Damaged: cat"):
+            require_complete(self.outcome(tmp_path, Summary(2, 0, damaged=1, damaged_ids=("cat",))))
         with pytest.raises(BatchError, match="1 of 3"):
             require_complete(self.outcome(tmp_path, Summary(2, 0), images=3))
 

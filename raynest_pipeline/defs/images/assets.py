@@ -46,7 +46,7 @@ class BatchConfig(dg.Config):
     """What a run of a batch may be told."""
 
     prompts: str | None = Field(
-        None, description="Prompt file (CSV, JSONL, TXT). Unset: the batch's own copy, else batch.prompts."
+        None, description="Prompt file or prompt set. Unset: the batch's own copy, else batch.prompts."
     )
     out: str | None = Field(None, description="Folder or URL for batches. Unset: the settings' output.")
     engine: str | None = Field(

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-#: Where clusters can be created, and the regions in which Compute Nest has a control plane.
+#: Where clusters can be created.
 REGION = "ap-southeast-1"
-CONTROL_PLANE_REGIONS = ("cn-hangzhou", "ap-southeast-1")
 ZONES: dict[str, tuple[str, ...]] = {
     "ap-southeast-1": ("ap-southeast-1a", "ap-southeast-1b", "ap-southeast-1c"),
     "cn-hangzhou": ("cn-hangzhou-h", "cn-hangzhou-i"),

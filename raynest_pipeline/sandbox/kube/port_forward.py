@@ -14,6 +14,7 @@ from aiohttp import web
 from raynest_pipeline.sandbox.kube import errors
 from raynest_pipeline.sandbox.kube.access import Target
 from raynest_pipeline.sandbox.kube.backends import Backends
+from raynest_pipeline.sandbox.kube.pumps import until_either_ends
 from raynest_pipeline.sandbox.kube.store import Store
 
 PROTOCOL = "v4.channel.k8s.io"
@@ -43,14 +44,9 @@ async def answer(
         await socket.send_bytes(b"\x01" + f"error forwarding port {ports} to pod: {error}".encode())
         await socket.close()
         return socket
-    pumps = [asyncio.ensure_future(_up(socket, writer)), asyncio.ensure_future(_down(reader, socket))]
     try:
-        # When one side ends, so does the other.
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        await until_either_ends(_up(socket, writer), _down(reader, socket))
     finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
         writer.close()
         await socket.close()
     return socket

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 import aiohttp
@@ -13,6 +12,7 @@ from yarl import URL
 from raynest_pipeline.sandbox.kube import errors
 from raynest_pipeline.sandbox.kube.access import Target
 from raynest_pipeline.sandbox.kube.backends import Address, Backends
+from raynest_pipeline.sandbox.kube.pumps import until_either_ends
 from raynest_pipeline.sandbox.kube.store import Store
 
 # RFC 9110 section 7.6.1: these end at each hop. Authorization is the API server's, not the backend's.
@@ -145,17 +145,9 @@ class Proxy:
         chosen = (upstream.protocol,) if upstream.protocol else ()
         downstream = web.WebSocketResponse(protocols=chosen, max_msg_size=0)
         await downstream.prepare(request)
-        pumps = [
-            asyncio.ensure_future(_pump(downstream, upstream)),
-            asyncio.ensure_future(_pump(upstream, downstream)),
-        ]
         try:
-            # When one side ends, so does the other.
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            await until_either_ends(_pump(downstream, upstream), _pump(upstream, downstream))
         finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             await upstream.close(code=downstream.close_code or 1000)
             await downstream.close(code=upstream.close_code or 1000)
         return downstream

@@ -10,9 +10,6 @@ from raynest_pipeline.sandbox.kube.store import Object, Store
 from raynest_pipeline.sandbox.kuberay import objects, pod_status, quantities, scheduling
 from raynest_pipeline.sandbox.state import NodeSpec
 
-# What the system's own pods and daemons keep for themselves on a node.
-_RESERVED_MEMORY = "1Gi"
-
 
 def node_object(node: NodeSpec, address: str) -> Object:
     """A Node as its kubelet would register it."""

@@ -119,7 +119,7 @@ def test_only_verify_sees_bytes_that_changed_under_size_and_time(
 ) -> None:
     bench = Bench(str(tmp_path), kit, make_record)
     assert isinstance(bench.store, BatchFolder)
-    path = bench.store.image_path(bench.file)
+    path = bench.store.path / bench.file
     before = path.stat()
     path.write_bytes(bench.data[:-1] + b"x")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
