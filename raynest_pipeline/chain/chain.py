@@ -1,5 +1,6 @@
 """The chain as a whole: its links in order, and what is done with all of them."""
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -247,6 +248,8 @@ def build_chain(settings: Settings, clock: Clock | None = None, *, patience_seco
         AccessError: No cloud credentials.
         InputError: The given kubeconfig cannot be used.
     """
+    # Whole, before the links' threads: two that import parts of it at once find it half initialized.
+    importlib.import_module("kubernetes")
     clock = clock or SystemClock()
     endpoints = EndpointFinder(settings)
     if settings.profile is Profile.KUBECONFIG:

@@ -1,6 +1,8 @@
 """The chain as a whole, over an account and a cluster in memory: plan, ensure, redeploy, teardown, report."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +360,19 @@ def test_links_are_observed_side_by_side_and_a_late_one_is_unknown() -> None:
     assert time.monotonic() - started < 10
     assert [item.state for item in seen] == [State.READY, State.UNKNOWN]
     assert "no answer within" in seen[1].cause
+
+
+def test_the_links_find_the_kubernetes_library_imported(tmp_path: Path) -> None:
+    """Threads that import parts of it at once find it half initialized; a process of its own tells."""
+    script = """
+import sys
+from raynest_pipeline.chain.chain import build_chain
+from raynest_pipeline.settings import Settings
+assert "kubernetes" not in sys.modules
+build_chain(Settings(profile="alibaba", alibaba={"access_key_id": "a", "access_key_secret": "b"}))
+assert "kubernetes.dynamic.client" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
 
 
 def test_the_endpoint_is_open_as_long_as_its_context(up: Chain, kube: FakeKube) -> None:

@@ -127,6 +127,7 @@ def status_of_service(folder: Path) -> str:
         text=True,
         timeout=TIMEOUT,
     )
+    assert done.stdout, done.stderr
     return str(json.loads(done.stdout)["links"][-1]["state"])
 
 
