@@ -30,11 +30,10 @@ from raynest_pipeline.settings_sections import (
     Health,
     Kubeconfig,
     Profile,
-    RayServiceSettings,
     Sandbox,
-    Toleration,
     valid_name,
 )
+from raynest_pipeline.settings_service import RayServiceSettings, Toleration
 
 __all__ = [
     "Alibaba",

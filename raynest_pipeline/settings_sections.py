@@ -7,14 +7,11 @@ import re
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
-
-from raynest_pipeline.settings_model import check_revision, valid_model
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
-_DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 class Profile(StrEnum):
@@ -31,12 +28,6 @@ def valid_name(name: str) -> str:
             "must be 1 to 63 of a-z, 0-9 and '-', start with a letter and not end with '-': it becomes "
             "the Kubernetes namespace (RFC 1123), and a wrong one fails only ten minutes into the deployment"
         )
-    return name
-
-
-def _valid_service_name(name: str) -> str:
-    if len(name) > 47 or not _DNS_1035.fullmatch(name):
-        raise ValueError("must be a DNS-1035 label of at most 47 characters: KubeRay refuses longer names")
     return name
 
 
@@ -143,108 +134,6 @@ class Kubeconfig(Section):
     path: Path | None = Field(None, description="The kubeconfig file. Required by the profile.")
     context: str | None = Field(None, description="Unset: its current-context.")
     namespace: str | None = Field(None, description="Unset: the context's namespace, else `name`.")
-
-
-class Toleration(Section):
-    """A pod's toleration of a node taint."""
-
-    key: str
-    operator: Literal["Equal", "Exists"] = "Exists"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-
-
-class RayServiceSettings(Section):
-    """The RayService that is deployed."""
-
-    name: Annotated[str, AfterValidator(_valid_service_name)] = Field(
-        "stable-diffusion", description="Name of the RayService object."
-    )
-    manifest: str | None = Field(
-        None,
-        description="Path or URL of your own RayService YAML, applied as it is. "
-        "Unset: ours, from these settings.",
-    )
-    image: str | None = Field(
-        None, description="Container image. Unset: rayproject/ray:<ray_version>-py311-gpu (or -py311)."
-    )
-    ray_version: str = Field("2.60.0", description="Must be the Ray release in the image.")
-    gpus_per_replica: int = Field(1, ge=0, description="GPUs of one model replica, and of its worker.")
-    replicas: int = Field(1, ge=1, description="Model replicas, one worker each.")
-    head_cpus: float = Field(2, gt=0, description="CPUs of the head pod.")
-    head_memory: str = Field("8Gi", description="Memory of the head pod.")
-    worker_cpus: float = Field(4, gt=0, description="CPUs of a worker pod.")
-    worker_memory: str = Field("16Gi", description="Memory of a worker pod.")
-    tolerations: tuple[Toleration, ...] = Field(
-        (
-            Toleration(key="nvidia.com/gpu", effect="NoSchedule"),
-            Toleration(key="ray.io/node-type", operator="Equal", value="worker", effect="NoSchedule"),
-        ),
-        description="Of the worker pods.",
-    )
-    model: Annotated[str, AfterValidator(valid_model)] = Field(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        description="Hugging Face id, `modelscope://org/name`, an object-store URL (`s3://`, `oss://`, "
-        "`gs://`), or a folder on the Ray nodes (docs/operations.md, Models). "
-        "(`stabilityai/stable-diffusion-2`, which the stock sample names, no longer exists.)",
-    )
-    revision: str | None = Field(
-        None, description="Branch, tag or commit of a Hugging Face or ModelScope model."
-    )
-    hf_endpoint: str | None = Field(
-        None,
-        pattern=r"^https?://",
-        description="Hugging Face mirror, e.g. https://hf-mirror.com from mainland China.",
-    )
-    modelscope_endpoint: str | None = Field(
-        None, pattern=r"^https?://", description="ModelScope's address. Unset: https://www.modelscope.cn."
-    )
-    cache_claim: str | None = Field(
-        None,
-        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
-        description="PersistentVolumeClaim in the namespace for the workers' models: a new pod finds them "
-        "there. Unset: they last as long as the pod.",
-    )
-    pip_index_url: str | None = Field(None, description="Package index for the replicas' pip environment.")
-    pip_packages: tuple[str, ...] = Field(
-        (
-            "torch==2.13.0",
-            "diffusers>=0.40,<1",
-            "transformers>=4.55,<6",
-            "accelerate>=1.10,<2",
-            "safetensors>=0.5,<1",
-        ),
-        description="What the replicas need beside Ray. Empty when the image brings it.",
-    )
-    code: Literal["configmap", "working_dir", "image"] = Field(
-        "configmap",
-        description="How the Serve application gets into the pods: a ConfigMap on PYTHONPATH (any stock Ray "
-        "image), a working_dir archive, or built into the image (deploy/Dockerfile).",
-    )
-    working_dir: str | None = Field(
-        None, description="URL of an archive with the code; goes with code: working_dir."
-    )
-    token_auth: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="Ray token authentication. auto: on where the cluster's KubeRay offers it "
-        "(1.5.1 and later).",
-    )
-    max_batch_size: int = Field(8, ge=1, le=64, description="Images in one pipeline call.")
-    serving: dict[str, Any] = Field(
-        default_factory=dict,
-        description="More options of the Serve application, by the names in docs/operations.md (The "
-        "service's options), e.g. {compile: default}.",
-    )
-    env: dict[str, str] = Field(
-        default_factory=dict,
-        description="More environment variables for the Ray containers. "
-        "They stand in clear in the RayService: whoever may read that sees them.",
-    )
-
-    @model_validator(mode="after")
-    def _model_is_possible(self) -> Self:
-        check_revision(self.model, self.revision, self.hf_endpoint)
-        return self
 
 
 class Endpoint(Section):

@@ -23,9 +23,11 @@ MAY_IMPORT = {
     "files": {"errors"},
     "waiting": {"errors"},
     "settings_model": set(),
-    "settings_sections": {"settings_model"},
+    "settings_sections": set(),
+    # The application's options are checked with the settings; serving is a leaf, and they are light.
+    "settings_service": {"settings_model", "settings_sections", "serving"},
     "settings_batches": {"settings_sections"},
-    "settings": {"errors", "settings_batches", "settings_sections"},
+    "settings": {"errors", "settings_batches", "settings_sections", "settings_service"},
     "alibaba": BASE,
     "kube": BASE,
     # The bulk job paints with the Serve application's own code.

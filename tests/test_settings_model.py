@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from raynest_pipeline.errors import SettingsError
 from raynest_pipeline.serving import modelname
 from raynest_pipeline.serving.modelname import Kind, ModelUnavailable, parse_model
-from raynest_pipeline.settings import load_settings
+from raynest_pipeline.settings import RayServiceSettings, load_settings
 from raynest_pipeline.settings_model import GONE, STORE_PACKAGES, check_revision, store_package, valid_model
-from raynest_pipeline.settings_sections import RayServiceSettings
 
 GOOD = [
     "org/name", "gpt2", "modelscope://org/name", "modelscope://org/name@v1", "s3://bucket/sd", "oss://bucket/a/b",

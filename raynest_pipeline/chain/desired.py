@@ -112,10 +112,13 @@ def changed_counts(live: Mapping[str, Any], goal: Mapping[str, Any]) -> dict[str
     if _annotation(live, CLUSTER_ANNOTATION) != _annotation(goal, CLUSTER_ANNOTATION):
         return {}
     before = {group.get("groupName"): group for group in _groups(live)}
+    scaled = mapping(mapping(goal.get("spec")).get("rayClusterConfig")).get("enableInTreeAutoscaling")
+    # With Ray's autoscaler the number itself is its business; ours are the limits.
+    ours = _COUNTS[1:] if scaled else _COUNTS
     counts = {}
     for group in _groups(goal):
         old = before.get(group.get("groupName"), {})
-        changed = {key: group[key] for key in _COUNTS if key in group and group[key] != old.get(key)}
+        changed = {key: group[key] for key in ours if key in group and group[key] != old.get(key)}
         if changed:
             counts[text(group.get("groupName"))] = changed
     return counts

@@ -146,7 +146,28 @@ def _worker_spec(settings: Settings, cloud: Cloud) -> Check:
     ]
     if lacks:
         return Check("worker_spec", "refuse", f"{machine.id} is not enough: " + ", ".join(lacks), fix)
+    if problem := _too_few_gpus(settings, machine):
+        return problem
     return Check("worker_spec", "pass", f"{_spec(machine)}, {wanted.worker_disk_gib} GiB disk")
+
+
+def _too_few_gpus(settings: Settings, machine: InstanceType) -> Check | None:
+    """Replicas that no node has room for would wait for ever, for what has just been bought."""
+    service, nodes = settings.ray_service, settings.alibaba.worker_count
+    each = service.gpus_per_replica
+    if service.manifest is not None or each == 0:
+        return None
+    room = nodes * (machine.gpus // each)
+    if service.most_replicas <= room:
+        return None
+    which = "max_replicas" if service.max_replicas else "replicas"
+    return Check(
+        "worker_spec",
+        "refuse",
+        f"ray_service.{which} is {service.most_replicas}, with {each} GPUs each, but {nodes} x {machine.id} "
+        f"({machine.gpus} GPUs) have room for {room}",
+        f"Raise alibaba.worker_count, or lower ray_service.{which}.",
+    )
 
 
 def _spec(machine: InstanceType) -> str:

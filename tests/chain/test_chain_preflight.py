@@ -15,7 +15,7 @@ from raynest_pipeline.alibaba.price import Price, PriceLine
 from raynest_pipeline.alibaba.sts import Caller
 from raynest_pipeline.chain.preflight import POLICIES, Check, Report, describe_price, run_preflight
 from raynest_pipeline.errors import RefusedError, RemoteError, Verdict
-from raynest_pipeline.settings import Alibaba, Settings
+from raynest_pipeline.settings import Alibaba, Profile, RayServiceSettings, Settings
 
 ROOT = Caller("Account", "1234", "acs:ram::1234:root", "root")
 
@@ -130,7 +130,13 @@ class TestWorkerSpec:
 
     def test_who_wants_no_gpu_needs_no_gpu_memory(self, world: World) -> None:
         world.machine = InstanceType("x", 8, 32.0, 0, 0.0, "")
-        assert check(world, "worker_spec", min_gpus=0).outcome == "pass"
+        settings = Settings(
+            profile=Profile.ALIBABA,
+            alibaba=Alibaba(min_gpus=0),
+            ray_service=RayServiceSettings(gpus_per_replica=0),
+        )
+        found = next(c for c in run_preflight(settings, world.cloud).checks if c.name == "worker_spec")
+        assert found.outcome == "pass"
 
     @given(
         vcpus=st.integers(1, 64),
@@ -343,3 +349,30 @@ class TestBalance:
     def test_without_a_price_there_is_nothing_to_ask(self, world: World) -> None:
         world.estimate = world.workers_price = None
         assert "balance" not in {c.name for c in report(world, allow_unknown_price=True).checks}
+
+
+class TestRoomForTheReplicas:
+    @pytest.mark.parametrize(
+        ("service", "alibaba", "refused"),
+        [
+            ({"replicas": 2}, {}, "ray_service.replicas is 2, with 1 GPUs each, but 1 x "),
+            ({"replicas": 2}, {"worker_count": 2}, ""),
+            ({"max_replicas": 3}, {"worker_count": 2}, "ray_service.max_replicas is 3"),
+            ({"max_replicas": 2}, {"worker_count": 2}, ""),
+            ({"gpus_per_replica": 2}, {"worker_count": 5}, "(1 GPUs) have room for 0"),
+            ({"gpus_per_replica": 0, "replicas": 4}, {}, ""),
+            ({"replicas": 2, "manifest": "own.yaml"}, {}, ""),
+        ],
+    )
+    def test_it_is_there_before_anything_is_bought(
+        self, world: World, service: dict[str, Any], alibaba: dict[str, Any], refused: str
+    ) -> None:
+        settings = Settings(
+            profile=Profile.ALIBABA,
+            alibaba=Alibaba(**alibaba),
+            ray_service=RayServiceSettings(**service),
+        )
+        found = next(c for c in run_preflight(settings, world.cloud).checks if c.name == "worker_spec")
+        assert (found.outcome == "refuse") is bool(refused)
+        assert refused in found.message
+        assert bool(found.fix) is bool(refused)

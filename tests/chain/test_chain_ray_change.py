@@ -287,6 +287,16 @@ class TestReplicas:
         make(ray_service=RayServiceSettings(model="other/model")).ensure(deadline)
         assert self.group(kube)["replicas"] == 2
 
+    def test_the_autoscaler_s_number_is_its_own(
+        self, make: MakeLink, kube: FakeKube, deadline: Deadline
+    ) -> None:
+        make(ray_service=RayServiceSettings(max_replicas=3)).ensure(deadline)
+        self.cluster(kube)
+        self.group(kube).update(replicas=3, maxReplicas=3)
+        make(ray_service=RayServiceSettings(replicas=2, max_replicas=4)).ensure(deadline)
+        group = self.group(kube)
+        assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (3, 2, 4)
+
     def test_a_cluster_that_is_to_be_replaced_is_not_scaled(
         self, deployed: RayServiceLink, make: MakeLink, kube: FakeKube, deadline: Deadline
     ) -> None:

@@ -17,7 +17,7 @@ from raynest_pipeline.images.bulk.plan import MODEL_MODULES, Plan
 from raynest_pipeline.images.interrupts import kept_interruptions
 from raynest_pipeline.images.result import BatchResult, HourlyPrice
 from raynest_pipeline.kube.http import HttpTarget
-from raynest_pipeline.kube.rayservice.manifest import replica_packages, serving_args
+from raynest_pipeline.kube.rayservice.manifest import replica_packages
 from raynest_pipeline.settings import Profile, Settings
 from raynest_pipeline.waiting import Clock, SystemClock
 
@@ -86,7 +86,7 @@ def ray_batch(settings: Settings, batch_id: str, root: str, prompts_sha256: str)
         actors=batch.ray_actors,
         gpus=gpus,
         cpus=0.5 if sandbox else 1.0,
-        serving=serving_args(service) | {"num_gpus": gpus},
+        serving=service.serving_args() | {"num_gpus": gpus},
         limits=service.manifest is None or batch.ray_mode == "actors",
     )
     return RayBatch(plan, tuple(replica_packages(service)), service.pip_index_url)

@@ -37,7 +37,6 @@ __all__ = [
     "nonce_of",
     "owner_labels",
     "replica_packages",
-    "serving_args",
     "source_files",
     "with_nonce",
     "with_variables",
@@ -122,6 +121,7 @@ def build_manifest(
             "serveConfigV2": _serve_config(wanted, digest, nonce),
             "rayClusterConfig": {
                 "rayVersion": wanted.ray_version,
+                **({"enableInTreeAutoscaling": True} if wanted.max_replicas else {}),
                 **({"authOptions": {"mode": "token"}} if token_auth else {}),
                 "headGroupSpec": _head_group(wanted, volume),
                 "workerGroupSpecs": [_worker_group(wanted, volume)],
@@ -201,7 +201,7 @@ def _worker_group(wanted: RayServiceSettings, volume: Object | None) -> Object:
         "groupName": "gpu-group" if wanted.gpus_per_replica > 0 else "cpu-group",
         "replicas": wanted.replicas,
         "minReplicas": wanted.replicas,
-        "maxReplicas": wanted.replicas,
+        "maxReplicas": wanted.most_replicas,
         "rayStartParams": {},
         "template": template,
     }
@@ -244,31 +244,13 @@ def _volumes(volume: Object | None, claim: str | None) -> Objects:
     return [*volumes, volume] if volume else volumes
 
 
-def serving_args(wanted: RayServiceSettings) -> Object:
-    """The Serve application's `args` (serving/options.py); what is not set is left out."""
-    arguments: Object = {
-        **wanted.serving,
-        "model": wanted.model,
-        "num_gpus": wanted.gpus_per_replica,
-        "replicas": wanted.replicas,
-        "max_batch_size": wanted.max_batch_size,
-    }
-    if wanted.revision:
-        arguments["revision"] = wanted.revision
-    if wanted.hf_endpoint:
-        arguments["hf_endpoint"] = wanted.hf_endpoint
-    if wanted.modelscope_endpoint:
-        arguments["modelscope_endpoint"] = wanted.modelscope_endpoint
-    return arguments
-
-
 def _serve_config(wanted: RayServiceSettings, digest: str, nonce: str | None) -> str:
     """serveConfigV2: a YAML text, since the CRD wants a string."""
     application: Object = {
         "name": APPLICATION,
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
-        "args": serving_args(wanted),
+        "args": wanted.serving_args(),
         "runtime_env": _runtime_env(wanted, digest, nonce),
     }
     return yaml.safe_dump({"applications": [application]}, sort_keys=False, width=1000)

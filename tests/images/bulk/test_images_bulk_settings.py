@@ -6,7 +6,6 @@ from raynest_pipeline.errors import InputError
 from raynest_pipeline.images.bulk.by_actors import options_of
 from raynest_pipeline.images.bulk.engine import ray_batch
 from raynest_pipeline.images.bulk.plan import Plan
-from raynest_pipeline.kube.rayservice.manifest import serving_args
 from raynest_pipeline.settings import load_settings
 
 
@@ -42,7 +41,7 @@ def test_actors_get_the_options_of_the_serve_replicas() -> None:
         },
     )
     made = ray_batch(settings, "b", "oss://bucket/out", "f" * 64)
-    assert made.plan.serving == serving_args(settings.ray_service) | {"num_gpus": 0.5}
+    assert made.plan.serving == settings.ray_service.serving_args() | {"num_gpus": 0.5}
     options = options_of(made.plan)
     assert (options.scheduler, options.compile, options.num_gpus) == ("unipc", "default", 0.5)
     assert made.model_packages == ("torch", "diffusers", "ossfs")
