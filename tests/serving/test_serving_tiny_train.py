@@ -1,6 +1,7 @@
 """The training program in miniature: each stage runs, resumes where it was cut, exports a loadable model."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import CLIPTokenizer
 
 from raynest_pipeline.serving.options import ServingOptions
 from raynest_pipeline.serving.sources import load_model
@@ -22,7 +24,8 @@ from raynest_pipeline.serving.tinymodel.model import (
     build_tokenizer,
     build_vae,
 )
-from raynest_pipeline.serving.tinymodel.progress import Clock, cosine_rate, save_atomically
+from raynest_pipeline.serving.tinymodel.progress import Clock, cosine_rate, save_atomically, save_folder
+from raynest_pipeline.serving.tinymodel.train_text import tokenize
 from raynest_pipeline.serving.tinymodel.train_unet import UNetTrainer
 from raynest_pipeline.serving.tinymodel.train_vae import edge_weight, small_shapes, standardize, to_tensor
 
@@ -44,10 +47,21 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def miniature_run(out: Path) -> None:
-    steps = ["--text-steps", "1", "--vae-steps", "1", "--decoder-steps", "1", "--refine-steps", "1"]
+def miniature_run(out: Path, images: str = "64") -> None:
+    steps = [
+        "--text-steps",
+        "1",
+        "--tolerance-steps",
+        "1",
+        "--vae-steps",
+        "1",
+        "--decoder-steps",
+        "1",
+        "--refine-steps",
+        "1",
+    ]
     steps += ["--steps", "2"]
-    sizes = ["--images", "64", "--vocabulary", "small", "--checkpoint-every", "1"]
+    sizes = ["--images", images, "--vocabulary", "small", "--checkpoint-every", "1"]
     training.main(["--out", str(out), "--threads", "1", *steps, *sizes])
 
 
@@ -68,6 +82,42 @@ def test_the_export_does_not_say_where_it_was_made(miniature: Path) -> None:
     texts = [path.read_text(encoding="utf-8") for path in (miniature / "pipeline").rglob("*.json")]
     assert texts
     assert not [text for text in texts if str(miniature) in text]
+
+
+def test_its_tokenizer_is_one_for_older_libraries_too(miniature: Path, tmp_path: Path) -> None:
+    """transformers 4 reads vocab.json and merges.txt, of which 5 saves neither."""
+    folder = miniature / "pipeline" / "tokenizer"
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    captions = ["a small red circle left of a big grey star", "an elephant in a hat", "红色"]
+    old, new = CLIPTokenizer.from_pretrained(tmp_path), CLIPTokenizer.from_pretrained(folder)
+    assert tokenize(old, captions).tolist() == tokenize(new, captions).tolist()
+
+
+def test_data_made_with_other_options_are_made_anew(miniature: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(miniature, again)
+    before = torch.load(again / "latents.pt", weights_only=True)
+    (again / "unet.pt").unlink()
+    miniature_run(again)
+    assert torch.equal(torch.load(again / "latents.pt", weights_only=True)["latents"], before["latents"])
+    miniature_run(again, images="128")
+    assert len(torch.load(again / "latents.pt", weights_only=True)["latents"]) == 128
+
+
+def test_half_a_saved_part_does_not_count(tmp_path: Path) -> None:
+    class Part:
+        def save_pretrained(self, folder: Path) -> None:
+            folder.mkdir()
+            (folder / "config.json").write_text("{}")
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        save_folder(Part(), tmp_path / "vae")
+    assert not (tmp_path / "vae").exists()
+    tokenizer = build_tokenizer()
+    save_folder(tokenizer, tmp_path / "vae")
+    assert (tmp_path / "vae" / "tokenizer.json").is_file()
 
 
 def test_it_paints_at_its_native_size(miniature: Path) -> None:

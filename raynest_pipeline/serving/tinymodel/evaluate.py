@@ -32,6 +32,8 @@ TARGETS = {
     "size order": 0.90,
 }
 """Line of the score -> the share that must be right."""
+PACE = 4.0
+"""Images per second in batches of 8 that two CPU cores must make."""
 
 AXES = {"left of": ("x", 1), "right of": ("x", -1), "above": ("y", 1), "below": ("y", -1)}
 
@@ -193,6 +195,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write all images here")
     parser.add_argument("--figures", type=Path, help="write the figures here, as JSON")
     parser.add_argument("--failures", type=Path, help="write the failed images here")
+    parser.add_argument("--check", action="store_true", help="exit code 1 if a target is missed")
     options = parser.parse_args()
     verdicts, images, pace = evaluate(
         options.model, options.count, VOCABULARIES[options.vocabulary], options.steps, options.guidance
@@ -211,6 +214,8 @@ def main() -> None:
     if options.failures and failed:
         words = [f"{verdicts[index].prompt} [{', '.join(wrong(verdicts[index]))}]" for index in failed]
         sheet([images[index] for index in failed], words, options.failures)
+    if options.check and (pace < PACE or any(share < TARGETS[line] for line, share in score.items())):
+        sys.exit(1)
 
 
 def write_figures(path: Path, model: Path, verdicts: Sequence[Verdict], vocabulary: str) -> None:

@@ -24,6 +24,13 @@ def build_tokenizer() -> Any:
     """A CLIP tokenizer with one token per word of the vocabulary; other words fall into pieces and bytes."""
     from transformers import CLIPTokenizer
 
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokens(Path(folder))
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
+
+
+def write_tokens(folder: Path) -> None:
+    """Write the tokenizer's vocab.json and merges.txt: what transformers 4 reads, and 5 does not save."""
     alphabet = byte_alphabet()
     merges: list[str] = []
     tokens = [*alphabet, *(char + "</w>" for char in alphabet)]
@@ -37,14 +44,9 @@ def build_tokenizer() -> Any:
                 merges.append(f"{left} {right}")
                 tokens.append(left + right)
     tokens += [START, END]
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "vocab.json").write_text(
-            json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8"
-        )
-        (Path(folder) / "merges.txt").write_text(
-            "#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8"
-        )
-        return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
+    numbers = {token: index for index, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(numbers), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
 
 
 def build_text_encoder(tokenizer: Any) -> Any:

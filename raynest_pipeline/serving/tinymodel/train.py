@@ -13,9 +13,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from raynest_pipeline.serving.tinymodel.model import scheduler_config
+from raynest_pipeline.serving.tinymodel.model import scheduler_config, write_tokens
+from raynest_pipeline.serving.tinymodel.progress import save_atomically, save_folder
 from raynest_pipeline.serving.tinymodel.scenes import VOCABULARIES
 from raynest_pipeline.serving.tinymodel.train_text import train_text_encoder
+from raynest_pipeline.serving.tinymodel.train_tolerance import train_tolerance
 from raynest_pipeline.serving.tinymodel.train_unet import UNetTrainer
 from raynest_pipeline.serving.tinymodel.train_vae import (
     encode_dataset,
@@ -36,15 +38,19 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train the small text-to-image model of coloured shapes.")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for checkpoints and the finished model"
+        "--out",
+        type=Path,
+        default=Path("build/tinymodel"),
+        help="folder for checkpoints and the finished model",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: all cores")
     parser.add_argument("--text-steps", type=int, default=300)
+    parser.add_argument("--tolerance-steps", type=int, default=3000)
     parser.add_argument("--vae-steps", type=int, default=700)
     parser.add_argument("--decoder-steps", type=int, default=2500)
     parser.add_argument("--refine-steps", type=int, default=1500)
-    parser.add_argument("--images", type=int, default=16_000, help="size of the data set")
+    parser.add_argument("--images", type=int, default=64_000, help="size of the data set")
     parser.add_argument("--vocabulary", choices=VOCABULARIES, default="full")
     parser.add_argument("--start", type=Path, help="unet.pt of another training to start from")
     parser.add_argument("--steps", type=int, default=9000, help="steps of the UNet")
@@ -62,13 +68,7 @@ def train(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer, encoder = text_stage(out, options)
     vae = vae_stage(out, options)
-    data_file = out / "latents.pt"
-    if not data_file.is_file():
-        torch.save(
-            encode_dataset(vae, tokenizer, options.images, options.seed, VOCABULARIES[options.vocabulary]),
-            data_file,
-        )
-    trainer = UNetTrainer(encoder, tokenizer, torch.load(data_file, weights_only=True), options.seed)
+    trainer = UNetTrainer(encoder, tokenizer, data_stage(out, vae, tokenizer, options), options.seed)
     if trainer.resume(out / "unet.pt"):
         print(f"resuming at step {trainer.step}")
     elif options.start:
@@ -87,10 +87,16 @@ def text_stage(out: Path, options: argparse.Namespace) -> tuple[Any, Any]:
     if not (out / "text_encoder" / "config.json").is_file():
         tokenizer, encoder, accuracy = train_text_encoder(options.text_steps, options.seed)
         print(f"text encoder: every attribute right in {accuracy:.1%} of unseen captions")
-        tokenizer.save_pretrained(out / "tokenizer")
-        encoder.save_pretrained(out / "text_encoder")
-    encoder = CLIPTextModel.from_pretrained(out / "text_encoder").eval().requires_grad_(False)
-    return CLIPTokenizer.from_pretrained(out / "tokenizer"), encoder
+        save_folder(tokenizer, out / "tokenizer")
+        save_folder(encoder, out / "text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    if not (out / "text_tolerant" / "config.json").is_file():
+        encoder = CLIPTextModel.from_pretrained(out / "text_encoder")
+        error = train_tolerance(encoder, tokenizer, options.tolerance_steps, options.seed)
+        print(f"tolerant text encoder: squared error {error:.3f} of states with strange words", flush=True)
+        save_folder(encoder, out / "text_tolerant")
+    encoder = CLIPTextModel.from_pretrained(out / "text_tolerant").eval().requires_grad_(False)
+    return tokenizer, encoder
 
 
 def vae_stage(out: Path, options: argparse.Namespace) -> Any:
@@ -100,18 +106,34 @@ def vae_stage(out: Path, options: argparse.Namespace) -> Any:
     if not (out / "vae" / "config.json").is_file():
         vae, error = train_vae(options.vae_steps, options.seed)
         print(f"autoencoder: mean absolute error {error:.2f} of 255", flush=True)
-        vae.save_pretrained(out / "vae")
+        save_folder(vae, out / "vae")
     if not (out / "vae_sharp" / "config.json").is_file():
         vae = AutoencoderKL.from_pretrained(out / "vae")
         error = sharpen_decoder(vae, options.decoder_steps, options.seed)
         print(f"sharpened decoder: mean absolute error {error:.2f} of 255", flush=True)
-        vae.save_pretrained(out / "vae_sharp")
+        save_folder(vae, out / "vae_sharp")
     if not (out / "vae_refined" / "config.json").is_file():
         vae = AutoencoderKL.from_pretrained(out / "vae_sharp")
         error = refine_vae(vae, options.refine_steps, options.seed)
         print(f"refined autoencoder: mean absolute error {error:.2f} of 255", flush=True)
-        vae.save_pretrained(out / "vae_refined")
+        save_folder(vae, out / "vae_refined")
     return AutoencoderKL.from_pretrained(out / "vae_refined").eval().requires_grad_(False)
+
+
+def data_stage(out: Path, vae: Any, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """The latents: read if they were made with these options, else made."""
+    import torch
+
+    path = out / "latents.pt"
+    made_with = {name: getattr(options, name) for name in ("images", "seed", "vocabulary")}
+    if path.is_file():
+        data: dict[str, Any] = torch.load(path, weights_only=True)
+        if data["made_with"] == made_with:
+            return data
+    words = VOCABULARIES[options.vocabulary]
+    data = encode_dataset(vae, tokenizer, options.images, options.seed, words)
+    save_atomically(data | {"made_with": made_with}, path)
+    return data
 
 
 def export_pipeline(out: Path, vae: Any, encoder: Any, tokenizer: Any, unet: Any, step: int) -> None:
@@ -136,6 +158,7 @@ def export_pipeline(out: Path, vae: Any, encoder: Any, tokenizer: Any, unet: Any
     fresh, final = out / "pipeline.new", out / "pipeline"
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.save_pretrained(fresh)
+    write_tokens(fresh / "tokenizer")
     recommendation = {
         "name": MODEL_NAME,
         "revision": f"step-{step}",
@@ -143,6 +166,9 @@ def export_pipeline(out: Path, vae: Any, encoder: Any, tokenizer: Any, unet: Any
         "guidance": DEFAULT_GUIDANCE,
     }
     (fresh / "generation.json").write_text(json.dumps(recommendation, indent=2) + "\n", encoding="utf-8")
+    for path in fresh.rglob("*.safetensors"):
+        # Written for their owner alone, which a container's user is not.
+        path.chmod(0o644)
     shutil.rmtree(final, ignore_errors=True)
     fresh.rename(final)
 
