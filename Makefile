@@ -14,7 +14,8 @@ demo: $(STAMP)
 	$(BIN)/raynest demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not ray and not e2e" -n 2 --dist loadfile --cov --cov-report= --cov-fail-under=0
+	$(BIN)/python -m pytest -m "ray or e2e" --durations=15 --cov --cov-append --cov-report=term:skip-covered
 
 dev: $(STAMP)
 	$(BIN)/raynest dev

@@ -1,10 +1,10 @@
 """How long a replica takes to load a model: the import of the libraries, and the model's own loading.
 
-python benchmarks/load.py [--model MODEL] [--runs N] [--json FILE]
+python benchmarks/load.py [--model MODEL] [--runs N] [--check] [--json FILE]
 
 The model is the small one that ships with raynest, unless another is named (as in `ray_service.model`). Each
 run is a fresh process. Prints the median and the extremes of wall and processor time; what else runs on the
-machine counts into the wall time.
+machine counts into the wall time. With --check the exit code is 1 if the median of both together is over 3 s.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SHIPPED = Path(__file__).parents[1] / "raynest_pipeline" / "serving" / "tinymodel" / "weights"
+TARGET_SECONDS = 3.0
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 
 CHILD = """
@@ -80,6 +81,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default=str(SHIPPED))
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--check", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     measure(args.model)  # Compiles what is not compiled, fetches what is not there, warms the disk's cache.
@@ -89,13 +91,16 @@ def main() -> None:
     print(row("... processor time", [run.import_cpu for run in runs]))
     print(row("loading the model", [run.load_wall for run in runs]))
     print(row("... processor time", [run.load_cpu for run in runs]))
-    print(row("both", [run.import_wall + run.load_wall for run in runs]))
+    both = [run.import_wall + run.load_wall for run in runs]
+    print(row("both", both))
     load = os.getloadavg()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     print(f"\n{os.cpu_count()} cores, load {load[0]:.1f}, Python {platform.python_version()}, {versions}")
     if args.json:
         record = {"model": args.model, "load": load, "versions": versions, "runs": [asdict(r) for r in runs]}
         args.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    if args.check and statistics.median(both) > TARGET_SECONDS:
+        sys.exit(f"missed: {statistics.median(both):.2f} s, target {TARGET_SECONDS:g} s")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     count = max(concurrency, arguments.images)
                     with Load(device) as load:
                         asyncio.run(turn(base, way, concurrency, count, arguments.size, tally))
-                    tally.load.append(load.percent)
+                    if load.percent is not None:
+                        tally.load.append(load.percent)
                     print(f"round {number + 1}: {way}, {concurrency}: {tally.document()}", file=sys.stderr)
     finally:
         serve.shutdown()

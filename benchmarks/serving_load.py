@@ -24,7 +24,7 @@ class Tally:
     wall_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
-    """Utilisation of the device during each turn, in per cent."""
+    """Utilisation of the device during each turn, in per cent, as far as it is known."""
     busy_s: float = 0.0
     """Seconds within pipeline calls, as the replica counts them (ours only)."""
 
@@ -33,14 +33,14 @@ class Tally:
         """Good images; an error counts for nothing, but takes its time."""
         return self.images / self.wall_s if self.wall_s else 0.0
 
-    def document(self) -> dict[str, float]:
+    def document(self) -> dict[str, float | str]:
         """The figures of one row. A latency is a request's: with POST all its images'."""
         ordered = sorted(self.latencies_s) or [0.0]
         return {
             "images_per_s": round(self.images_per_s, 3),
             "p50_s": round(statistics.median(ordered), 2),
             "p95_s": round(ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))], 2),
-            "device_percent": round(statistics.fmean(self.load or [0.0])),
+            "device_percent": round(statistics.fmean(self.load)) if self.load else "unknown",
             "pipeline_busy_percent": round(100 * self.busy_s / self.wall_s) if self.wall_s else 0,
             "images": self.images,
             "errors": self.errors,
@@ -73,13 +73,21 @@ class Load:
         query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--id=0"]
         while not self._over.wait(0.5):
             done = subprocess.run(query, capture_output=True, text=True)
-            if done.returncode == 0:
-                self._samples.append(float(done.stdout.strip()))
+            if done.returncode == 0 and (used := utilisation(done.stdout)) is not None:
+                self._samples.append(used)
 
     @property
-    def percent(self) -> float:
-        """The mean."""
-        return statistics.fmean(self._samples or [0.0])
+    def percent(self) -> float | None:
+        """The mean; None when the device did not tell."""
+        return statistics.fmean(self._samples) if self._samples else None
+
+
+def utilisation(told: str) -> float | None:
+    """What nvidia-smi says; None for its "[N/A]" of a GPU that is split (MIG)."""
+    try:
+        return float(told.strip())
+    except ValueError:
+        return None
 
 
 async def turn(base: str, way: str, concurrency: int, count: int, size: int, tally: Tally) -> None:

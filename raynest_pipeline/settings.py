@@ -168,7 +168,7 @@ def load_settings(**overrides: Any) -> Settings:
         ) from None
     except pydantic.ValidationError as error:
         raise SettingsError(
-            "The settings are not valid:\n" + "\n".join(_problem(e) for e in error.errors()),
+            "The settings are not valid:\n" + "\n".join(describe_problem(e) for e in error.errors()),
             fix=f"Correct {file} or the RAYNEST_* variable; docs/settings.md lists every key.",
         ) from None
 
@@ -196,7 +196,8 @@ _MAY_BE_SECRET = (
 """Keys whose values are not shown: secrets, and what people put tokens into."""
 
 
-def _problem(error: Any) -> str:
+def describe_problem(error: Any) -> str:
+    """A line for people about one of a ValidationError's errors, without secrets."""
     key = ".".join(str(part) for part in error["loc"]) or "settings"
     value = error.get("input")
     secret = key.startswith(_MAY_BE_SECRET)

@@ -160,6 +160,13 @@ def _too_few_gpus(settings: Settings, machine: InstanceType) -> Check | None:
     room = nodes * (machine.gpus // each)
     if service.most_replicas <= room:
         return None
+    if machine.gpus < each:
+        return Check(
+            "worker_spec",
+            "refuse",
+            f"ray_service.gpus_per_replica is {each}, but {machine.id} has {machine.gpus} GPUs",
+            "Choose another alibaba.worker_instance_type, or lower ray_service.gpus_per_replica.",
+        )
     which = "max_replicas" if service.max_replicas else "replicas"
     return Check(
         "worker_spec",

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from raynest_pipeline.chain.chain import Chain, build_chain
-from raynest_pipeline.errors import NotReadyError
-from raynest_pipeline.settings import Profile, Settings
+from raynest_pipeline.errors import NotReadyError, SettingsError
+from raynest_pipeline.settings import Profile, Settings, describe_problem
 from raynest_pipeline.waiting import Clock
 
 TINY_MODEL = Path(__file__).parent.parent / "serving" / "tinymodel" / "weights"
@@ -32,6 +34,7 @@ def open_chain(
         NotReadyError: The sandbox does not start, or does not run and must not be started.
         AccessError: No cloud credentials.
         InputError: The given kubeconfig cannot be used.
+        SettingsError: As `with_sandbox`.
     """
     if settings.profile is Profile.SANDBOX:
         settings = with_sandbox(settings, start=start_sandbox)
@@ -46,6 +49,7 @@ def with_sandbox(settings: Settings, *, start: bool) -> Settings:
 
     Raises:
         NotReadyError: The sandbox does not start, or does not run and must not be started.
+        SettingsError: Options of the service do not fit the sandbox's defaults.
     """
     from raynest_pipeline.sandbox import control
 
@@ -72,7 +76,14 @@ def with_sandbox(settings: Settings, *, start: bool) -> Settings:
         "control_region_id": None,
     }
     ray_service = {**SANDBOX_DEFAULTS, **settings.ray_service.model_dump(exclude_unset=True)}
-    return Settings(**{**_given(settings), "alibaba": alibaba, "ray_service": ray_service})
+    try:
+        return Settings(**{**_given(settings), "alibaba": alibaba, "ray_service": ray_service})
+    except pydantic.ValidationError as error:
+        # An option that fits the larger batches of a cluster, say.
+        raise SettingsError(
+            "The settings do not fit the sandbox:\n" + "\n".join(describe_problem(e) for e in error.errors()),
+            fix="Set ray_service.max_batch_size beside ray_service.serving.",
+        ) from None
 
 
 SANDBOX_DEFAULTS: dict[str, Any] = {

@@ -57,7 +57,7 @@ def create_api(backend: PainterBackend, options: ServingOptions, meter: FaceMete
     async def health() -> JSONResponse:
         """The model, its device and how busy it is.
 
-        503 when it cannot be reached or its device has failed.
+        503 while the first replica loads, and when none can be reached or its device has failed.
         """
         status, body = await front.health()
         return JSONResponse(body, status_code=status)

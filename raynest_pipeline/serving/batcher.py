@@ -52,7 +52,7 @@ class Batcher:
         self,
         run: Callable[[list[ImageRequest]], Awaitable[Sequence[Outcome]]],
         bucket_of: Callable[[ImageRequest], Bucket],
-        limit: Callable[[], int],
+        limit: Callable[[Bucket], int],
         meter: QueueMeter,
         *,
         wait_s: float,
@@ -62,7 +62,7 @@ class Batcher:
         """Args:
         run: Paints one batch; it is called again only when it has returned.
         bucket_of: What may share a call.
-        limit: The most images of a batch, asked for each.
+        limit: The most images of a batch of this bucket, asked for each.
         meter: Told of the queue.
         wait_s: A batch that is not full starts when nobody has come for so long.
         deadline_s: What has waited longer is not painted any more.
@@ -130,7 +130,8 @@ class Batcher:
             self._drop_the_lost()
             if not self._jobs:
                 return []
-            bucket, limit = self._jobs[0].bucket, self._limit()
+            bucket = self._jobs[0].bucket
+            limit = self._limit(bucket)
             mates = [job for job in self._jobs if job.bucket == bucket][:limit]
             quiet = min(self._stirred + self._wait_s, since + LONGEST_WAIT * self._wait_s) - self._clock()
             if len(mates) == limit or quiet <= 0:

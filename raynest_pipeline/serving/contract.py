@@ -63,9 +63,13 @@ class PainterFacts:
     warm_up_s: float
     load_s: float
     native_size: int
+    """Edge in pixels of an image that is asked for without a size."""
     default_steps: int
     default_guidance: float
     max_batch_size: int
+    """Images per pipeline call, as the options say."""
+    batch_limits: dict[str, int] = field(default_factory=dict)
+    """Edge in pixels -> images per pipeline call, for the sizes at which memory has run out."""
     replica: str = ""
     """Serve's id of the replica that tells this; there may be others."""
     waiting: int = 0

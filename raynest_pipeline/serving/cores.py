@@ -56,3 +56,8 @@ def set_threads(cpu_threads: int) -> None:
     import torch
 
     torch.set_num_threads(cpu_threads)
+
+
+def thread_counts(most: int) -> list[int]:
+    """How many threads are worth a try: powers of two, and `most`; [1] when there is nothing to choose."""
+    return sorted({*(2**power for power in range(most.bit_length())), most})

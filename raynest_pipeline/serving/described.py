@@ -152,7 +152,7 @@ def health_body(statuses: list[str]) -> Schema:
         "required": ["status", "queue_depth", "images_served"],
         "properties": {
             "status": {"enum": statuses},
-            "detail": {"type": "string", "description": "What failed."},
+            "detail": {"type": "string", "description": "What failed, or is waited for."},
             "queue_depth": {
                 "type": "integer",
                 "description": "Images accepted and not yet answered, over all model replicas.",
@@ -173,7 +173,8 @@ HEALTH: dict[int | str, Schema] = {
         "content": {"application/json": {"schema": health_body(["ok", "busy"])}},
     },
     503: {
-        "description": "No model replica answers, or the device of the one that did has failed.",
-        "content": {"application/json": {"schema": health_body(["failed"])}},
+        "description": "`loading`: no model replica has answered yet. `failed`: none answers any more, or "
+        "the device of the one that did has failed.",
+        "content": {"application/json": {"schema": health_body(["failed", "loading"])}},
     },
 }

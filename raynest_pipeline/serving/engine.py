@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raynest_pipeline.serving.contract import ImageRequest, PaintingFailed
-from raynest_pipeline.serving.cores import set_threads, spin_briefly, usable_cores
+from raynest_pipeline.serving.cores import set_threads, spin_briefly, thread_counts, usable_cores
 from raynest_pipeline.serving.sources import LoadedModel
 from raynest_pipeline.serving.speed import Stance, shapes_of
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 logger = logging.getLogger("ray.serve")
+
+
+TRIES = 3
+"""Single images painted with each thread count when warming up; the quickest one counts."""
+PLENTY_S = 1.0
+"""A single image that takes longer, at two steps, is work enough for all threads, and too long to try."""
 
 
 class Bucket(NamedTuple):
@@ -64,8 +71,13 @@ class Engine:
         """Load the model in the driving thread. Raises what `load` raises."""
         self.device_failure: str | None = None
         self.cpu_threads = cpu_threads or usable_cores()
+        self.cpu_threads_alone = self.cpu_threads
+        """torch threads for a call of a single image of at most the native size: as many as were fastest when
+        warming up.
+        """
         spin_briefly()
-        self.batch_limit = max_batch_size
+        self.max_batch_size = max_batch_size
+        self._limits: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(1, "pipeline", set_threads, (self.cpu_threads,))
         self.model = self._thread.submit(load).result()
         self.warm_up_s = 0.0
@@ -87,6 +99,8 @@ class Engine:
             for size, batch in shapes:
                 self._probe(size, batch, min(2, max_steps))
         self._stance = "eager_on_recompile"
+        if self.model.device == "cpu":
+            self.cpu_threads_alone = self._fastest_alone(min(2, max_steps))
         self.work = Work()
         self.warm_up_s, self.warm = time.perf_counter() - started, True
 
@@ -98,6 +112,17 @@ class Engine:
             request.guidance if request.guidance is not None else self.model.default_guidance,
         )
 
+    def batch_limit(self, size: int) -> int:
+        """The most images of one call at this edge in pixels: fewer than the options allow once memory has
+        run out at it.
+        """
+        return self._limits.get(size, self.max_batch_size)
+
+    @property
+    def batch_limits(self) -> dict[str, int]:
+        """Edge in pixels -> batch_limit, where memory has run out; the keys are text, as JSON's are."""
+        return {str(size): limit for size, limit in sorted(self._limits.items())}
+
     def submit(self, requests: Sequence[ImageRequest]) -> Future[list[Canvas | PaintingFailed]]:
         """Queue a mixed batch for the driving thread. The answers come in the order of the requests."""
         return self._thread.submit(self._paint_mixed, list(requests))
@@ -105,7 +130,8 @@ class Engine:
     def speed_facts(self) -> dict[str, Any]:
         """What is on, and what came of it: the choices, and the work done since the engine is warm."""
         work = replace(self.work, busy_s=round(self.work.busy_s, 3))
-        return {**asdict(self.model.speed), "cpu_threads": self.cpu_threads, **asdict(work)}
+        threads = {"cpu_threads": self.cpu_threads, "cpu_threads_alone": self.cpu_threads_alone}
+        return {**asdict(self.model.speed), **threads, **asdict(work)}
 
     def close(self) -> None:
         """Let the driving thread finish what it holds and end."""
@@ -113,12 +139,34 @@ class Engine:
 
     def _probe(self, size: int, batch: int, steps: int) -> None:
         """Paint one shape. One that memory has no room for is left out: load will halve it, too."""
-        if batch > self.batch_limit:
+        if batch > self.batch_limit(size):
             return
         requests = [ImageRequest("warm-up", seed=seed, size=size, steps=steps) for seed in range(batch)]
         for outcome in self.submit(requests).result():
             if isinstance(outcome, PaintingFailed):
                 raise outcome
+
+    def _fastest_alone(self, steps: int) -> int:
+        """The thread count that paints one image soonest: a small image is too little work for many threads,
+        which then wait for each other at every operation.
+        """
+        counts = thread_counts(self.cpu_threads)
+        speed = self.model.speed
+        # What torch.compile has compiled is for one thread count.
+        fixed = speed.compile != "off" or speed.part(self.model.native_size, 1, 1) != (1, 1)
+        if len(counts) == 1 or fixed:
+            return self.cpu_threads
+        soonest: dict[int, float] = {}
+        for threads in reversed(counts):
+            self.cpu_threads_alone = threads
+            for _ in range(TRIES):
+                before = self.work.busy_s
+                self._probe(self.model.native_size, 1, steps)
+                took = self.work.busy_s - before
+                soonest[threads] = min(took, soonest.get(threads, took))
+                if took > PLENTY_S:
+                    return min(soonest, key=soonest.__getitem__)
+        return min(soonest, key=soonest.__getitem__)
 
     def _paint_mixed(self, requests: list[ImageRequest]) -> list[Canvas | PaintingFailed]:
         outcomes: dict[int, Canvas | PaintingFailed] = {}
@@ -134,7 +182,8 @@ class Engine:
         outcomes: list[Canvas | PaintingFailed] = []
         while len(outcomes) < len(requests):
             left = requests[len(outcomes) :]
-            taken, padded = self.model.speed.part(bucket.size, len(left), self.batch_limit)
+            limit = self.batch_limit(bucket.size)
+            taken, padded = self.model.speed.part(bucket.size, len(left), limit)
             outcomes += self._paint_or_explain(bucket, left[:taken], padded)
         return outcomes
 
@@ -144,31 +193,34 @@ class Engine:
         """One uniform batch, none of it when it did not fit. A failure becomes a value, so that it stays
         within its bucket.
         """
-        import torch
-
         try:
             return self._paint(bucket, requests, padded)
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            if padded > 1:
-                self._halve(bucket, padded)
-                return []
-            return [PaintingFailed(f"out of memory for one image at {bucket.size}x{bucket.size}: {error}")]
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            # First: CUDA itself and cuBLAS say "CUDA error" for it as well, and the device goes on.
+            if ran_out_of_memory(error):
+                return self._halve(bucket, padded, error)
             if "CUDA error" in str(error):
                 self.device_failure = str(error).splitlines()[0]
             logger.exception("pipeline call failed: %s, %d images", bucket, len(requests))
             return [PaintingFailed(f"{type(error).__name__}: {error}") for _ in requests]
 
-    def _halve(self, bucket: Bucket, padded: int) -> None:
-        """After running out of memory: smaller calls, for this batch and all that follow."""
-        self.batch_limit = (padded + 1) // 2
+    def _halve(self, bucket: Bucket, padded: int, error: Exception) -> list[Canvas | PaintingFailed]:
+        """After running out of memory: smaller calls of this size, for this batch and all that follow. Other
+        sizes keep their limits.
+        """
+        import torch
+
+        torch.cuda.empty_cache()
+        size = bucket.size
+        if padded == 1:
+            return [PaintingFailed(f"out of memory for one image at {size}x{size}: {error}")]
+        limit = (padded + 1) // 2
+        # A new one: another thread reads it for /health and for the next batch.
+        self._limits = {**self._limits, size: limit}
         logger.warning(
-            "out of memory painting %d images at %d: batches are now of %d",
-            padded,
-            bucket.size,
-            self.batch_limit,
+            "out of memory painting %d images at %d: batches of this size are now of %d", padded, size, limit
         )
+        return []
 
     def _paint(
         self, bucket: Bucket, requests: Sequence[ImageRequest], padded: int
@@ -178,6 +230,9 @@ class Engine:
         """
         import torch
 
+        if self.model.device == "cpu":
+            alone = padded == 1 and bucket.size <= self.model.native_size
+            set_threads(self.cpu_threads_alone if alone else self.cpu_threads)
         started = time.perf_counter()
         real = len(requests)
         filled = [*requests, *[requests[-1]] * (padded - real)]
@@ -207,6 +262,15 @@ class Engine:
             Canvas(image, bucket, seconds, real, bool(flag)) if whole else PaintingFailed(NOT_A_NUMBER)
             for image, whole, flag in zip(pixels, finite, flags, strict=True)
         ]
+
+
+_NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory", re.IGNORECASE)
+"""Of torch.OutOfMemoryError and CUDA itself; of cuBLAS and cuDNN; of torch's allocator on the CPU."""
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether a failed call may well succeed with fewer images."""
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 NOT_A_NUMBER = "the pipeline produced NaN; run it with dtype float32 or bfloat16"

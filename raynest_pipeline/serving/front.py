@@ -31,6 +31,8 @@ SILENT_S = 30.0
 waiting while there is none, and tells nobody.
 """
 
+LOADING = "no model replica has answered yet: the first one is loading, or waits for room on the cluster"
+
 
 class FaceMeter(Protocol):
     """Who is told of images and requests."""
@@ -153,12 +155,14 @@ class Front:
             status = "busy"
         except TimeoutError:
             status = "busy"
-            if (silent_s := self._silent_for()) >= SILENT_S:
+            if (silent_s := self._silent_for()) >= SILENT_S and self._last_facts:
                 detail = f"no model replica has answered for {silent_s:.0f} s: it is loading, or gone"
                 return 503, {"status": "failed", "detail": detail, **self._counts()}
         except (PainterUnavailable, PaintingFailed) as error:
             return 503, {"status": "failed", "detail": str(error), **self._counts()}
-        facts = dataclasses.asdict(self._last_facts) if self._last_facts else {}
+        if self._last_facts is None:
+            return 503, {"status": "loading", "detail": LOADING, **self._counts()}
+        facts = dataclasses.asdict(self._last_facts)
         if failure := facts.get("device_failure"):
             detail = f"the device failed: {failure}"
             return 503, {"status": "failed", "detail": detail, **facts, **self._counts()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raynest_pipeline.serving.modelcache import ModelCache, Stored, default_cache, safe_name
-from raynest_pipeline.serving.modelfiles import SourceFailed, missing_parts
+from raynest_pipeline.serving.modelfiles import SourceFailed, missing_parts, not_driven, parts_of, read_index
 from raynest_pipeline.serving.modelname import (
     MODELSCOPE,
     Kind,
@@ -78,15 +78,18 @@ def local_folder(name: ModelName) -> Located:
 
 
 def require_whole(folder: Path, asked: str) -> None:
-    """Raises ModelUnavailable for a folder that lacks a part of the model."""
+    """Raises ModelUnavailable for a folder that lacks a part of the model, or whose pipeline is not driven
+    here.
+    """
     try:
-        missing = missing_parts(folder)
+        index = read_index(folder)
+        reason = not_driven(parts_of(index), one_line(f"its {index.get('_class_name', 'pipeline')}", 80))
+        if not reason and (missing := missing_parts(folder)):
+            reason = f"missing {', '.join(missing)}"
     except (OSError, ValueError) as error:
-        missing = [one_line(error)]
-    if missing:
-        raise ModelUnavailable(
-            f"model {asked!r} in {folder} cannot be read: missing {', '.join(missing)}{advice()}"
-        )
+        reason = one_line(error)
+    if reason:
+        raise ModelUnavailable(f"model {asked!r} in {folder} cannot be read: {reason}{advice()}")
 
 
 def fingerprint(folder: Path, chunk: int = 65536) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -16,6 +16,9 @@ ROOT_FILES = ("model_index.json", "generation.json")
 TEXT_ENDINGS = (".json", ".txt", ".model")
 VARIANT = "fp16"
 """diffusers' name for weights stored in half precision."""
+
+DRIVEN_PARTS = ("unet", "vae")
+"""Parts of every pipeline that is driven here. Those around a transformer have no UNet."""
 
 _WEIGHTS = re.compile(
     r"(?:model|pytorch_model|diffusion_pytorch_model)"
@@ -88,7 +91,8 @@ def choose_files(files: Iterable[RemoteFile], half: bool) -> Listing:
     """Those that a diffusers pipeline reads, with the revision that they make: a hash of their marks.
 
     Of each component one set of weights: half precision if `half` and every component has it (the numbers are
-    the same as after casting), safetensors rather than pickles. Raises SourceFailed if it is no such model.
+    the same as after casting), safetensors rather than pickles. Raises SourceFailed if it is no such model,
+    or one that is not driven here.
     """
     by_path = {file.path: file for file in files}
     if "model_index.json" not in by_path:
@@ -100,6 +104,9 @@ def choose_files(files: Iterable[RemoteFile], half: bool) -> Listing:
     unsafe = [path for path in chosen if not _stays_inside(path)]
     if unsafe:
         raise SourceFailed(f"its listing has the path {unsafe[0]!r}")
+    # A part lies in a folder of its name, so this needs no look into model_index.json.
+    if reason := not_driven({path.partition("/")[0] for path in by_path if "/" in path}, "it"):
+        raise SourceFailed(reason)
     selected = tuple(by_path[path] for path in chosen)
     return Listing(selected, listing_revision(selected))
 
@@ -145,19 +152,36 @@ def unfetched(folder: Path, files: Iterable[RemoteFile]) -> list[RemoteFile]:
     ]
 
 
+def not_driven(parts: Collection[str], owner: str) -> str:
+    """Why a pipeline of these parts cannot be driven here, for the end of a sentence; "" if it can."""
+    lacking = [part for part in DRIVEN_PARTS if part not in parts]
+    if not lacking:
+        return ""
+    return (
+        f"{owner} has no {' and no '.join(lacking)}; only pipelines with a unet and a vae are served, as "
+        "Stable Diffusion 1.5 and 2.1 are, and none around a transformer, as Stable Diffusion 3 and Flux are"
+    )
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The folder's model_index.json. Raises OSError, and ValueError if it is none."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    if not isinstance(index, dict):
+        raise ValueError("model_index.json must hold a JSON object")
+    return index
+
+
+def parts_of(index: Mapping[str, Any]) -> list[str]:
+    """The names of the pipeline's parts; one with [null, null] is left out."""
+    return [name for name, kind in index.items() if isinstance(kind, list) and len(kind) == 2 and all(kind)]
+
+
 def missing_parts(folder: Path) -> list[str]:
     """What model_index.json names and the folder lacks; empty for a folder that can be loaded.
 
     Raises ValueError if model_index.json is none.
     """
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    if not isinstance(index, dict):
-        raise ValueError("model_index.json must hold a JSON object")
-    missing: list[str] = []
-    for name, kind in index.items():
-        if isinstance(kind, list) and len(kind) == 2 and all(kind):
-            missing += _missing_of(folder / name)
-    return missing
+    return [missing for name in parts_of(read_index(folder)) for missing in _missing_of(folder / name)]
 
 
 def _missing_of(component: Path) -> list[str]:

@@ -89,13 +89,15 @@ class ServingOptions(BaseModel):
     deadline_s: float = Field(default=300.0, gt=0)
     """Seconds after which a request is answered 504 and its work dropped."""
     default_steps: int | None = Field(default=None, ge=1)
-    """Denoising steps of a request that names none; None: what the model folder asks for, else 25."""
+    """Denoising steps of a request that names none; None: what the model folder asks for, else 25, and at
+    most max_steps.
+    """
     default_guidance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Guidance scale of a request that names none; None: what the model folder asks for, else 7.5."""
     max_img_size: int = Field(default=1024, ge=32, multiple_of=8)
-    """Largest edge in pixels."""
+    """Largest edge in pixels; also of a request that names none, where the model's own is larger."""
     max_steps: int = Field(default=150, ge=1)
-    """Most denoising steps of one request."""
+    """Most denoising steps of one request; also where the model folder asks for more."""
     max_prompt_chars: int = Field(default=2000, ge=1)
     """Longest prompt and negative prompt. CLIP reads 77 tokens; what follows them is ignored by the model."""
     cpu_threads: int = Field(default=0, ge=0)
@@ -183,7 +185,11 @@ def resolve_options(args: Mapping[str, Any], environ: Mapping[str, str]) -> Serv
         return ServingOptions.model_validate(merged)
     except ValidationError as error:
         problems = "; ".join(
-            ": ".join(filter(None, [".".join(str(part) for part in issue["loc"]), issue["msg"]]))
+            ": ".join(filter(None, [".".join(str(part) for part in issue["loc"]), _said(issue)]))
             for issue in error.errors()
         )
         raise ValueError(f"serving args: {problems}") from None
+
+
+def _said(issue: Any) -> str:
+    return str(issue["msg"]).removeprefix("Value error, ")

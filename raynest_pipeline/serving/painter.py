@@ -51,7 +51,7 @@ class Painter:
         self._batcher = Batcher(
             self._paint_requests,
             self._engine.bucket_of,
-            lambda: self._engine.batch_limit,
+            lambda bucket: self._engine.batch_limit(bucket.size),
             self._meter,
             wait_s=options.batch_wait_s,
             deadline_s=options.deadline_s,
@@ -113,7 +113,8 @@ class Painter:
             native_size=model.native_size,
             default_steps=model.default_steps,
             default_guidance=model.default_guidance,
-            max_batch_size=self._engine.batch_limit,
+            max_batch_size=self._engine.max_batch_size,
+            batch_limits=self._engine.batch_limits,
             replica=self._replica,
             waiting=self._batcher.waiting,
             images_painted=self._images_painted,
@@ -180,8 +181,9 @@ def painter_deployment(options: ServingOptions) -> Any:
 def scale(options: ServingOptions) -> dict[str, Any]:
     """How many replicas: a fixed number, or Serve's choice between two.
 
-    One replica is fully used with a batch on the device and the next one waiting; more than that on average
-    asks for another replica.
+    A replica is busy with a batch on the device; what waits beside it on average asks for another replica.
+    Waiting for two full batches would be too late: clients that adapt stop there, since more requests make a
+    replica that is busy no faster.
     """
     if options.max_replicas is None:
         return {"num_replicas": options.replicas}
@@ -189,6 +191,6 @@ def scale(options: ServingOptions) -> dict[str, Any]:
         "autoscaling_config": {
             "min_replicas": options.fewest_replicas,
             "max_replicas": options.max_replicas,
-            "target_ongoing_requests": min(2 * options.max_batch_size, options.replica_capacity),
+            "target_ongoing_requests": options.max_batch_size,
         }
     }

@@ -1,6 +1,7 @@
 """What may be asked for one image: the fields and limits of GET /imagine and POST /v1/images alike."""
 
 # No `from __future__ import annotations`: pydantic reads the fields' annotations, and they use local names.
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from raynest_pipeline.serving.contract import MAX_SEED, ImageFormat, ImageRequest
+from raynest_pipeline.serving.encode import MEDIA_TYPES
 from raynest_pipeline.serving.options import ServingOptions
 
 MIN_IMG_SIZE = 32
@@ -123,12 +125,29 @@ def item_model(options: ServingOptions) -> type[ImageParameters]:
     return Image
 
 
+_QUALITY = re.compile(r"0(?:\.[0-9]*)?|1(?:\.0*)?")
+
+
 def accepted_format(accept: str) -> ImageFormat:
-    """The format that an Accept header asks for: webp or jpeg only where PNG is not also welcome."""
-    kinds = {part.split(";")[0].strip().lower() for part in accept.split(",")}
-    if kinds & {"image/png", "image/*", "*/*", ""}:
-        return "png"
-    return "webp" if "image/webp" in kinds else "jpeg" if "image/jpeg" in kinds else "png"
+    """The format that an Accept header likes best, of several the first of png, webp, jpeg; png also where it
+    takes none of them.
+
+    A format that it does not name is rated by `image/*`, else by `*/*` (RFC 9110, 12.5.1).
+    """
+    rated = dict(filter(None, map(_rated, accept.split(","))))
+    likings = {
+        name: next((rated[kind] for kind in (media, "image/*", "*/*") if kind in rated), 0.0)
+        for name, media in MEDIA_TYPES.items()
+    }
+    return max(likings, key=likings.__getitem__)
+
+
+def _rated(entry: str) -> tuple[str, float] | None:
+    """A media range and its q, 0 to 1; None when that is no such number."""
+    kind, *parameters = (part.strip().lower() for part in entry.split(";"))
+    named = (parameter.partition("=") for parameter in parameters)
+    quality = next((value.strip() for name, _, value in named if name.strip() == "q"), "1")
+    return (kind, float(quality)) if _QUALITY.fullmatch(quality) else None
 
 
 def problems(issues: Sequence[Any], where: Sequence[str | int] = ()) -> list[dict[str, Any]]:

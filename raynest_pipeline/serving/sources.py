@@ -7,7 +7,7 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from raynest_pipeline.serving.locate import Located, fingerprint, locate, requir
 from raynest_pipeline.serving.modelfiles import variant_of
 from raynest_pipeline.serving.modelname import ModelUnavailable, advice, one_line
 from raynest_pipeline.serving.options import UNTRAINED, ServingOptions
-from raynest_pipeline.serving.speed import Speed, equip, half_precision, revision_of
+from raynest_pipeline.serving.speed import Speed, equip, half_precision, native_size, revision_of
 from raynest_pipeline.serving.untrained import UNTRAINED_LABEL, build_untrained_pipeline
 
 __all__ = ["LoadedModel", "Located", "ModelUnavailable", "fingerprint", "load_model", "locate"]
@@ -43,6 +43,9 @@ class LoadedModel:
     device_note: str | None
     dtype: str
     native_size: int
+    """Edge in pixels of an image that is asked for without a size: what the model was trained for, or
+    max_img_size where that is less.
+    """
     default_steps: int
     default_guidance: float
     load_s: float
@@ -74,8 +77,8 @@ def load_model(options: ServingOptions) -> LoadedModel:
         device=device_label(device),
         device_note=note,
         dtype=dtype,
-        native_size=int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor),
-        default_steps=options.default_steps or int(recommended.get("steps", DEFAULT_STEPS)),
+        native_size=native_size(pipeline, options),
+        default_steps=steps_by_default(recommended, options),
         default_guidance=first_given(options.default_guidance, recommended.get("guidance"), DEFAULT_GUIDANCE),
         load_s=time.perf_counter() - started,
         speed=speed,
@@ -100,6 +103,13 @@ def without_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def steps_by_default(recommended: Mapping[str, Any], options: ServingOptions) -> int:
+    """Denoising steps of a request that names none: as the options say, else the model's makers, else
+    DEFAULT_STEPS; never more than a request may name.
+    """
+    return min(options.default_steps or int(recommended.get("steps", DEFAULT_STEPS)), options.max_steps)
 
 
 def first_given(*values: float | None) -> float:
@@ -151,7 +161,9 @@ def place(pipeline: Any, device: str, dtype: str) -> None:
 
 
 def read_pipeline(folder: Path, dtype: str, asked: str) -> Any:
-    """Read a Stable-Diffusion-format folder. Raises ModelUnavailable for a broken one."""
+    """Read a Stable-Diffusion-format folder. Raises ModelUnavailable for one that is broken, of another kind,
+    or made for other libraries.
+    """
     import torch
     from diffusers import DiffusionPipeline
 
@@ -160,10 +172,10 @@ def read_pipeline(folder: Path, dtype: str, asked: str) -> Any:
         return DiffusionPipeline.from_pretrained(
             folder, dtype=getattr(torch, dtype), variant=variant_of(folder), local_files_only=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelUnavailable(
-            f"model {asked!r} in {folder} cannot be read: {one_line(error)}{advice()}"
-        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, ImportError) as error:
+        # With its type: the text of a KeyError is a bare name.
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ModelUnavailable(f"model {asked!r} in {folder} cannot be read: {reason}{advice()}") from error
 
 
 def read_recommendation(folder: Path) -> dict[str, Any]:

@@ -99,8 +99,7 @@ def equip(pipeline: Any, options: ServingOptions, device: str, dtype: str) -> Sp
         part.to(memory_format=layout)
     attention = attention_of(pipeline.unet)
     batches = allowed_batches(options)
-    native = int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
-    sizes = (options.bucket_sizes or (native,)) if batches else ()
+    sizes = (options.bucket_sizes or (native_size(pipeline, options),)) if batches else ()
     if options.compile != "off":
         pipeline.unet = compiled(pipeline.unet, options.compile, shapes=len(sizes) * len(batches))
     # cuDNN then tries its convolutions once per shape; with any shape allowed it would do so under load.
@@ -114,6 +113,11 @@ def equip(pipeline: Any, options: ServingOptions, device: str, dtype: str) -> Sp
         sizes=sizes,
         batches=batches,
     )
+
+
+def native_size(pipeline: Any, options: ServingOptions) -> int:
+    """Edge in pixels that the model was trained for, or max_img_size where that is less."""
+    return min(int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor), options.max_img_size)
 
 
 def allowed_batches(options: ServingOptions) -> tuple[int, ...]:

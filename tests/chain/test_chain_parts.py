@@ -11,7 +11,7 @@ from raynest_pipeline.chain import endpoint
 from raynest_pipeline.chain.endpoint import EndpointFinder
 from raynest_pipeline.chain.parameters import address_tags, chart_values, owner_tags, template_parameters
 from raynest_pipeline.chain.profile import SANDBOX_DEFAULTS, open_chain, with_sandbox
-from raynest_pipeline.errors import InputError, NotReadyError, RefusedError
+from raynest_pipeline.errors import InputError, NotReadyError, RefusedError, SettingsError
 from raynest_pipeline.settings import Alibaba, Endpoint, Settings
 
 EVERY_PARAMETER = {
@@ -211,6 +211,12 @@ class TestSandboxProfile:
         assert wired.ray_service.head_memory == SANDBOX_DEFAULTS["head_memory"]
         assert wired.alibaba.worker_instance_type == settings.alibaba.worker_instance_type
         assert wired.ray_service.gpus_per_replica == settings.ray_service.gpus_per_replica
+
+    def test_options_that_do_not_fit_its_small_batches_are_told(self, control: _Control) -> None:
+        settings = Settings(ray_service={"serving": {"bucket_batches": [8]}})  # type: ignore[arg-type]
+        with pytest.raises(SettingsError, match="bucket_batches has 8; max_batch_size is 4") as caught:
+            with_sandbox(settings, start=True)
+        assert "ray_service.max_batch_size" in caught.value.fix
 
     def test_variables_do_not_come_between(self, control: _Control, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAYNEST_ALIBABA__ENDPOINT", "evil:1")

@@ -359,7 +359,7 @@ class TestRoomForTheReplicas:
             ({"replicas": 2}, {"worker_count": 2}, ""),
             ({"max_replicas": 3}, {"worker_count": 2}, "ray_service.max_replicas is 3"),
             ({"max_replicas": 2}, {"worker_count": 2}, ""),
-            ({"gpus_per_replica": 2}, {"worker_count": 5}, "(1 GPUs) have room for 0"),
+            ({"gpus_per_replica": 2}, {"worker_count": 5}, "gpus_per_replica is 2, but "),
             ({"gpus_per_replica": 0, "replicas": 4}, {}, ""),
             ({"replicas": 2, "manifest": "own.yaml"}, {}, ""),
         ],

@@ -200,18 +200,40 @@ class TestChecks:
         assert check.metadata["ids"].value == "a = b"
 
     def test_an_endpoint_that_does_not_repeat_itself_is_found_out(self, batch: Run, endpoint: Any) -> None:
-        asked: list[str] = []
-
-        async def another_each_time(*_: Any) -> Any:
-            asked.append("a")
-            return await answering(png(f"picture {len(asked)}"))(*_)
-
-        endpoint.by_prompt = dict.fromkeys(ALL, another_each_time)
+        asked = never_the_same(endpoint)
         result = batch()
         assert len(asked) == 4, "three for the batch, one for the check"
         check = checks(result)["same_seed"]
         assert result.success and not check.passed
         assert check.severity is dg.AssetCheckSeverity.ERROR and check.metadata["difference"].value > 2
+        assert "the endpoint promises at most 2" in check.description
+        assert "not_promised" not in check.metadata
+
+    @pytest.mark.parametrize(
+        ("facts", "reason"),
+        [
+            ({"device": "cuda:0 (NVIDIA A10)", "dtype": "bfloat16"}, "bfloat16 on cuda:0 (NVIDIA A10)"),
+            ({"model": None}, "it has no /health"),
+        ],
+        ids=["gpu", "stock"],
+    )
+    def test_where_nothing_is_promised_another_image_is_a_warning(
+        self, batch: Run, endpoint: Any, facts: dict[str, Any], reason: str
+    ) -> None:
+        never_the_same(endpoint)
+        for name, value in facts.items():
+            setattr(endpoint, name, value)
+        result = batch()
+        check = checks(result)["same_seed"]
+        assert result.success and not check.passed and check.severity is dg.AssetCheckSeverity.WARN
+        difference = check.metadata["difference"].value
+        assert difference > 2 and f"differs by {difference} of 255" in check.description
+        assert reason in check.description and reason in check.metadata["not_promised"].value
+
+    def test_where_nothing_is_promised_the_same_image_passes(self, batch: Run, endpoint: Any) -> None:
+        endpoint.device, endpoint.dtype = "cuda:0", "float16"
+        check = checks(batch())["same_seed"]
+        assert check.passed and check.metadata["difference"].value == 0 and check.description is None
 
     def test_an_endpoint_that_is_gone_by_then_is_only_a_warning(self, batch: Run, endpoint: Any) -> None:
         from aiohttp import web
@@ -455,6 +477,18 @@ def png(text: str) -> bytes:
     buffer = io.BytesIO()
     cells.resize((32, 32), Image.Resampling.NEAREST).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def never_the_same(endpoint: Any) -> list[str]:
+    """Let the endpoint paint another picture for each request; the requests, as they come."""
+    asked: list[str] = []
+
+    async def another(*_: Any) -> Any:
+        asked.append("a")
+        return await answering(png(f"picture {len(asked)}"))(*_)
+
+    endpoint.by_prompt = dict.fromkeys(ALL, another)
+    return asked
 
 
 def answering(picture: bytes) -> Any:

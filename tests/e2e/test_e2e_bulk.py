@@ -17,7 +17,8 @@ from raynest_pipeline.sandbox import control
 
 TIMEOUT = 900
 TOLERANCE = 2
-"""Of a colour value (0 to 255): the serving tolerance for one seed in different batches."""
+"""Of a colour value (0 to 255): the serving tolerance for one seed in different batches, in float32
+on the CPU."""
 PROMPTS = ["red circle", "blue square", "green triangle", "yellow star", "black cross", "white ring"]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(3000)]

@@ -15,11 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from raynest_pipeline.chain.profile import SANDBOX_DEFAULTS
+from raynest_pipeline.images.sheet import MARGIN
 from raynest_pipeline.sandbox import control, orphans
+from raynest_pipeline.serving.tinymodel.judge import look
+from raynest_pipeline.serving.tinymodel.scenes import DEFAULT_BACKGROUND, PALETTE, SHAPES, vocabulary
 
 REPO = Path(__file__).parents[2]
 PROMPTS = REPO / "examples" / "prompts.csv"
@@ -140,6 +144,37 @@ def manifest(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
     return path.parent, [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def asked_for(prompt: str) -> tuple[str, list[tuple[str, str]]] | None:
+    """Background, and each object's colour and shape, sorted; None for words that the model doesn't know."""
+    words = prompt.replace("grey", "gray").split()
+    if not set(words) <= set(vocabulary()):
+        return None
+    pairs = zip(words, words[1:], strict=False)
+    things = [(color, shape) for color, shape in pairs if color in PALETTE and shape in SHAPES]
+    background = words[words.index("background") - 1] if "background" in words else DEFAULT_BACKGROUND
+    return background, sorted(things)
+
+
+def painted(file: Path) -> tuple[str, list[tuple[str, str]]]:
+    """The same of an image, as the judge sees it."""
+    with Image.open(file) as image:
+        sight = look(np.asarray(image.convert("RGB")))
+    return sight.background, sorted((seen.color, seen.shape) for seen in sight.objects)
+
+
+def captions(sheet: Image.Image, count: int) -> list[Image.Image]:
+    """The prompts' lines below the pictures of a contact sheet: two lines of title, six pictures a row, and
+    below each a line with its id and three for the prompt.
+    """
+    rows = -(-count // 6)
+    cell = (sheet.width - MARGIN) // 6 - MARGIN
+    line = (sheet.height - 2 * MARGIN - rows * (cell + MARGIN)) // (2 + 4 * rows)
+    across, down = cell + MARGIN, cell + 4 * line + MARGIN
+    left, top = MARGIN, 2 * MARGIN + 2 * line + cell + line + 4
+    corners = [(left + n % 6 * across, top + n // 6 * down) for n in range(count)]
+    return [sheet.crop((x, y, x + cell, y + 3 * line)) for x, y in corners]
+
+
 def test_1_ctrl_c_in_the_middle_of_a_purchase_leaves_one_cluster_and_a_clear_word(folder: Path) -> None:
     process = subprocess.Popen(
         command("up"),
@@ -176,7 +211,14 @@ def test_2_demo_from_there_makes_every_image_and_buys_nothing_twice(folder: Path
             assert image.size == (record["width"], record["height"])
             assert image.text["prompt"] == record["prompt"]
     with Image.open(batch / "sheet.jpg") as sheet:
-        assert sheet.width > 500
+        dark = [np.count_nonzero(np.asarray(part.convert("L")) < 150) for part in captions(sheet, wanted)]
+    assert len(dark) == wanted and min(dark) > 200, "each picture has its prompt's words below it"
+    pairs = [(asked_for(record["prompt"]), painted(batch / record["file"])) for record in records]
+    judged = [(asked, shown) for asked, shown in pairs if asked is not None]
+    assert len(judged) >= 12 and all(things for (_, things), _ in judged)
+    backgrounds = sum(asked[0] == shown[0] for asked, shown in judged)
+    colors = sum([c for c, _ in asked[1]] == [c for c, _ in shown[1]] for asked, shown in judged)
+    assert min(backgrounds, colors) >= 0.75 * len(judged), judged
 
 
 def test_3_everything_is_ready_and_kubectl_agrees(folder: Path) -> None:

@@ -64,6 +64,8 @@ class FakeEndpoint(Loopback):
         """Every path answers with this status, as a proxy does before an application that is gone."""
         self.items = 0
         """Images that POST /v1/images takes; 0: there is no such path."""
+        self.device, self.dtype = "cpu", "float32"
+        """What it paints on and in, as /health says; without a model there is no /health."""
         self.at_once = 0
         """Images painted at a time, as /health says; 0: it does not say."""
         self.bodies: list[list[dict[str, Any]]] = []
@@ -173,7 +175,10 @@ class FakeEndpoint(Loopback):
     async def _health(self, request: web.Request) -> web.Response:
         if self.down_status is not None:
             return web.Response(status=self.down_status, text="no application")
-        facts = {"status": "ok", "model": self.model, "revision": self.revision, "native_size": 32}
+        if not self.model:
+            return web.Response(status=404, text="Not Found")
+        facts = {"status": "ok", "device": self.device, "dtype": self.dtype}
+        facts |= {"model": self.model, "revision": self.revision, "native_size": 32}
         facts |= {"max_batch_size": self.at_once} if self.at_once else {}
         return web.json_response(facts | {"default_steps": 10, "default_guidance": 7.5})
 

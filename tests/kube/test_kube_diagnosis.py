@@ -178,6 +178,42 @@ def test_an_autoscaler_is_given_time(minutes: float, hopeless: bool) -> None:
     assert found(pods=[unschedulable(NEEDS_GPU, minutes)]).hopeless is hopeless
 
 
+def scaling(minimum: int, **spec: Any) -> dict[str, Any]:
+    group = {"groupName": "gpu-group", "minReplicas": minimum, "maxReplicas": 5}
+    return {**cluster(), "spec": {"workerGroupSpecs": [group], **spec}}
+
+
+def in_group(one: dict[str, Any], name: str, **status: Any) -> dict[str, Any]:
+    one["metadata"]["name"] = name
+    one["metadata"]["labels"]["ray.io/group"] = "gpu-group"
+    one["status"].update(status)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("minimum", "spec", "hopeless"),
+    [
+        (1, {"enableInTreeAutoscaling": True}, False),
+        (2, {"enableInTreeAutoscaling": True}, True),
+        (1, {}, True),
+    ],
+)
+def test_a_further_worker_that_no_node_takes_stops_nothing(
+    minimum: int, spec: dict[str, Any], hopeless: bool
+) -> None:
+    pods = [in_group(pod(node="n1"), "w-1", phase="Running"), in_group(unschedulable(NEEDS_GPU, 30), "w-2")]
+    said = found(pods=pods, clusters=[scaling(minimum, **spec)])
+    assert said.hopeless is hopeless
+    assert ("GPU" in said.cause) is hopeless
+
+
+def test_a_pod_that_is_being_deleted_is_no_finding() -> None:
+    one = waiting("CrashLoopBackOff", "back-off")
+    assert found(pods=[one]).crashed
+    one["metadata"]["deletionTimestamp"] = ago(1)
+    assert found(pods=[one]).crashed is None
+
+
 def test_an_upgrade_without_a_second_gpu() -> None:
     obj = service(activeServiceStatus={"rayClusterName": "sd-old"})
     said = found(obj, pods=[unschedulable(NEEDS_GPU)])

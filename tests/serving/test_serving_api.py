@@ -233,12 +233,36 @@ def test_the_deadline_is_504_and_cancels_the_work() -> None:
         ("image/jpeg;q=0.9", "jpeg"),
         ("image/avif,image/webp,image/png,*/*;q=0.8", "png"),
         ("text/html", "png"),
+        ("image/webp;q=0, image/jpeg", "jpeg"),
+        ("image/webp;q=0.5, image/jpeg;q=0.6", "jpeg"),
+        ("image/jpeg, image/webp", "webp"),
+        ("image/jpeg;q=0.7, image/webp;q=0.7, image/png;q=0.7", "png"),
+        ("image/webp;q=0.9, image/png;q=0.899", "webp"),
+        ("image/webp, */*", "png"),
+        ("image/webp, image/*;q=1.0", "png"),
+        ("image/webp, */*;q=0.8", "webp"),
+        ("image/*;q=0, image/jpeg;q=0.001", "jpeg"),
+        ("image/png;q=0, */*", "webp"),
+        ("image/webp;q=0, image/jpeg;q=0.000", "png"),
+        ("image/webp;q=high, image/jpeg;q=0.1", "jpeg"),
+        ("image/webp;q=2, image/jpeg;q=0.1", "jpeg"),
+        ("image/webp;q=-1, image/jpeg;q=nan, image/png;q", "png"),
+        ("image/webp;q=, image/jpeg;q=1e-1", "png"),
+        ("IMAGE/WebP ; Level=1 ; Q=1.000 , image/jpeg ; q=0.9", "webp"),
+        (",;,image/webp,", "webp"),
     ],
 )
-def test_accept_chooses_a_format_only_where_png_is_unwelcome(accept: str, expected: str) -> None:
+def test_accept_chooses_the_format_that_it_likes_best(accept: str, expected: str) -> None:
     assert accepted_format(accept) == expected
     answer = get(StandIn(), {"prompt": "x"}, headers={"accept": accept})
     assert answer.headers["content-type"] == f"image/{expected}"
+    named = get(StandIn(), {"prompt": "x", "format": "jpeg"}, headers={"accept": accept})
+    assert named.headers["content-type"] == "image/jpeg", "what is asked for by name wins"
+
+
+@given(st.text(st.characters(max_codepoint=255)))
+def test_any_accept_header_chooses_a_format(accept: str) -> None:
+    assert accepted_format(accept) in ("png", "webp", "jpeg")
 
 
 def test_headers_tell_all_that_changes_the_picture_and_exactly() -> None:

@@ -53,7 +53,7 @@ class Device:
         return Batcher(
             self.paint,
             bucket_of,
-            lambda: limit,
+            lambda _bucket: limit,
             self.counts,
             wait_s=wait_s,
             deadline_s=deadline_s,
@@ -252,7 +252,7 @@ def test_the_limit_may_shrink_on_the_way(limit: int) -> None:
     async def scene(device: Device) -> None:
         now = [4]
         batcher = device.batcher()
-        batcher._limit = lambda: now[0]
+        batcher._limit = lambda _bucket: now[0]
         first = [arrive(batcher, seed) for seed in range(4)]
         await turns()
         rest = [arrive(batcher, seed) for seed in range(4, 8)]
@@ -261,3 +261,17 @@ def test_the_limit_may_shrink_on_the_way(limit: int) -> None:
         await asyncio.gather(*first, *rest)
 
     assert [len(batch) for batch in run(scene).batches] == [4, *[limit] * (4 // limit)]
+
+
+def test_each_bucket_has_its_own_limit() -> None:
+    async def scene(device: Device) -> None:
+        batcher = device.batcher()
+        batcher._limit = lambda bucket: 1 if bucket.size == 128 else 4
+        first = arrive(batcher, 0)
+        await turns()
+        tasks = [arrive(batcher, seed, size) for seed, size in enumerate([128, 64, 128, 64, 64, 64], 1)]
+        await turns()
+        device.free.set()
+        await asyncio.gather(first, *tasks)
+
+    assert run(scene).batches == [[0], [1], [2, 4, 5, 6], [3]]

@@ -99,7 +99,7 @@ def test_out_of_memory_goes_on_with_the_allowed_sizes_that_fit() -> None:
     pipeline = Recorder(fits=3)
     engine = engine_with(pipeline)
     assert shades(engine, 7) == list(range(7))
-    assert engine.batch_limit == 2
+    assert engine.batch_limit(64) == 2
     assert [batch for _, batch in pipeline.calls] == [8, 4, 2, 2, 2, 1]
 
 
@@ -131,8 +131,21 @@ def test_warm_up_leaves_out_a_shape_that_memory_has_no_room_for() -> None:
     pipeline = Recorder(fits=2)
     engine = engine_with(pipeline)
     engine.warm_up(max_steps=150)
-    assert engine.batch_limit == 2
+    assert engine.batch_limit(64) == 2
     assert [batch for _, batch in pipeline.calls] == [8, 4, 2, 2, 2, 2, 2, 1]
+
+
+def test_warm_up_paints_the_shapes_of_the_sizes_that_fit() -> None:
+    class Small(Recorder):
+        def __call__(self, *, generator: list[torch.Generator], height: int, **call: Any) -> SimpleNamespace:
+            self.fits = 2 if height == 64 else 1000
+            return super().__call__(generator=generator, height=height, **call)
+
+    pipeline = Small()
+    engine = engine_with(pipeline, Speed(sizes=(32, 64), batches=(2, 4)), max_batch_size=4)
+    engine.warm_up(max_steps=150)
+    assert pipeline.calls == [(64, 4), (64, 2), (64, 2), (64, 2), (32, 4), (32, 2)]
+    assert engine.batch_limits == {"64": 2}
 
 
 def test_the_largest_shape_is_warmed_first() -> None:

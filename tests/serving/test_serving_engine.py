@@ -23,7 +23,9 @@ class RecordingPipeline:
         self.calls: list[dict[str, Any]] = []
         self.threads: set[str] = set()
         self.fits = 10**9
+        self.fits_at: dict[int, int] = {}
         self.error: Exception | None = None
+        self.no_memory: Exception = torch.OutOfMemoryError("CUDA out of memory")
         self.flags: list[bool] | None = None
 
     def __call__(self, **call: Any) -> SimpleNamespace:
@@ -31,8 +33,8 @@ class RecordingPipeline:
         self.threads.add(threading.current_thread().name)
         if self.error and "bad" in call["prompt"]:
             raise self.error
-        if len(call["prompt"]) > self.fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        if len(call["prompt"]) > self.fits_at.get(call["height"], self.fits):
+            raise self.no_memory
         shades = [generator.initial_seed() % 256 / 255 for generator in call["generator"]]
         images = torch.stack([torch.full((3, call["height"], call["width"]), shade) for shade in shades])
         return SimpleNamespace(images=images, nsfw_content_detected=self.flags)
@@ -141,10 +143,76 @@ def test_out_of_memory_halves_this_batch_and_those_that_follow() -> None:
     engine = engine_over(pipeline, 8)
     canvases = painted(engine.submit([ImageRequest("x", n) for n in range(8)]).result())
     assert [int(canvas.pixels[0, 0, 0]) for canvas in canvases] == list(range(8))
-    assert engine.batch_limit == 2
+    assert engine.batch_limit(64) == 2
     pipeline.calls.clear()
     painted(engine.submit([ImageRequest("x", n) for n in range(4)]).result())
     assert [len(call["prompt"]) for call in pipeline.calls] == [2, 2]
+
+
+def test_out_of_memory_at_one_size_leaves_the_others_their_batches(caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = RecordingPipeline()
+    pipeline.fits_at = {128: 1, 96: 4}
+    engine = engine_over(pipeline, 8)
+    assert engine.batch_limits == {}
+    for size in (128, 96, 64):
+        painted(engine.submit([ImageRequest("x", n, size=size) for n in range(8)]).result())
+    assert [(call["height"], len(call["prompt"])) for call in pipeline.calls] == [
+        *[(128, 8), (128, 4), (128, 2)],
+        *[(128, 1)] * 8,
+        *[(96, 8), (96, 4), (96, 4)],
+        (64, 8),
+    ]
+    assert engine.batch_limits == {"96": 4, "128": 1}
+    assert [engine.batch_limit(size) for size in (64, 96, 128)] == [8, 4, 1]
+    assert engine.max_batch_size == 8
+    assert "out of memory painting 8 images at 96: batches of this size are now of 4" in caplog.text
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    ),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=range(len(NO_MEMORY)))
+def test_memory_that_runs_out_in_other_words_is_no_failure_of_the_device(error: Exception) -> None:
+    pipeline = RecordingPipeline()
+    pipeline.fits, pipeline.no_memory = 2, error
+    engine = engine_over(pipeline, 4)
+    painted(engine.submit([ImageRequest("x", n) for n in range(4)]).result())
+    assert [len(call["prompt"]) for call in pipeline.calls] == [4, 2, 2]
+    pipeline.fits = 0
+    (outcome,) = engine.submit([ImageRequest("x", 0)]).result()
+    assert isinstance(outcome, PaintingFailed)
+    assert "out of memory for one image at 64x64" in str(outcome)
+    assert engine.device_failure is None
+    assert engine.batch_limits == {"64": 2}, "one image that does not fit says nothing of batches"
+
+
+def test_the_cpu_s_own_allocator_is_understood() -> None:
+    class Greedy(RecordingPipeline):
+        def __call__(self, **call: Any) -> SimpleNamespace:
+            if len(call["prompt"]) > 1:
+                torch.empty(2**62, dtype=torch.uint8)
+            return super().__call__(**call)
+
+    engine = engine_over(Greedy(), 2)
+    painted(engine.submit([ImageRequest("x", n) for n in range(2)]).result())
+    assert engine.batch_limits == {"64": 1}
+
+
+def test_the_words_alone_are_not_enough() -> None:
+    pipeline = RecordingPipeline()
+    pipeline.error = ValueError("the prompt 'out of memory' is too long")
+    engine = engine_over(pipeline)
+    outcomes = engine.submit([ImageRequest("bad", n) for n in range(2)]).result()
+    assert {str(outcome) for outcome in outcomes} == {"ValueError: the prompt 'out of memory' is too long"}
+    assert (len(pipeline.calls), engine.batch_limits) == (1, {})
 
 
 def test_out_of_memory_for_a_single_image_is_told() -> None:
@@ -204,6 +272,49 @@ def test_warm_up_paints_once_and_reports_a_pipeline_that_cannot() -> None:
     broken.fits = 0
     with pytest.raises(PaintingFailed, match="out of memory"):
         engine_over(broken).warm_up(max_steps=150)
+
+
+class Crowded(RecordingPipeline):
+    """Takes `seconds[threads]` by the clock that the engine reads."""
+
+    def __init__(self, clock: list[float], seconds: dict[int, float]) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+        self.counts: list[tuple[int, int]] = []
+
+    def __call__(self, **call: Any) -> SimpleNamespace:
+        threads = torch.get_num_threads()
+        self.counts.append((len(call["prompt"]), threads))
+        self.clock[0] += self.seconds[threads]
+        return super().__call__(**call)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "alone", "tries"),
+    [
+        ({4: 0.3, 2: 0.2, 1: 0.25}, 2, 9),
+        ({4: 0.1, 2: 0.2, 1: 0.25}, 4, 9),
+        ({4: 5.0, 2: 0.1, 1: 0.1}, 4, 1),
+        ({4: 0.6, 2: 0.5, 1: 1.1}, 2, 7),
+    ],
+)
+def test_a_single_image_gets_as_many_threads_as_are_quickest(
+    seconds: dict[int, float], alone: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("raynest_pipeline.serving.engine.time.perf_counter", lambda: clock[0])
+    pipeline = Crowded(clock, seconds)
+    engine = Engine(lambda: loaded(pipeline), 4, 8)
+    engine.warm_up(max_steps=150)
+    assert engine.speed_facts()["cpu_threads_alone"] == alone
+    assert len(pipeline.counts) == 1 + tries
+    pipeline.counts.clear()
+    engine.submit([ImageRequest("x", 1)]).result()
+    engine.submit([ImageRequest("x", 1), ImageRequest("y", 2)]).result()
+    engine.submit([ImageRequest("x", 1, size=128)]).result()
+    assert pipeline.counts == [(1, alone), (2, 4), (1, 4)]
+    assert engine.work.images == 4
+    engine.close()
 
 
 def test_groups_keep_the_order_of_first_appearance() -> None:

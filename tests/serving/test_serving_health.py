@@ -9,7 +9,7 @@ from serving_stand_in import FACTS, StandIn, failing, get
 
 from raynest_pipeline.serving.api import create_api
 from raynest_pipeline.serving.contract import ImageRequest, PainterBusy, PainterFacts, PainterUnavailable
-from raynest_pipeline.serving.front import SILENT_S, Front
+from raynest_pipeline.serving.front import LOADING, SILENT_S, Front
 from raynest_pipeline.serving.options import ServingOptions
 
 
@@ -162,3 +162,33 @@ def test_a_busy_painter_leaves_health_with_what_it_last_knew() -> None:
     assert status == 200
     assert (first["status"], second["status"]) == ("ok", "busy")
     assert second["model"] == "stand-in"
+
+
+@pytest.mark.parametrize("passed", [0.0, 10 * SILENT_S])
+def test_health_is_503_while_the_first_replica_loads(passed: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes: gigabytes may have to come first."""
+    monkeypatch.setattr("raynest_pipeline.serving.front.FACTS_TIMEOUT_S", 0.01)
+
+    async def watch() -> list[tuple[int, dict[str, object]]]:
+        now, ready = [0.0], asyncio.Event()
+
+        async def maybe() -> None:
+            await ready.wait()
+
+        front = Front(StandIn(maybe), 10, clock=lambda: now[0])
+        first = await front.health()
+        now[0] += passed
+        second = await front.health()
+        ready.set()
+        return [first, second, await front.health()]
+
+    (first_status, first), second, (status, body) = asyncio.run(watch())
+    assert first_status == 503
+    assert first == {"status": "loading", "detail": LOADING, "queue_depth": 0, "images_served": 0}
+    assert second == (503, first)
+    assert (status, body["status"], body["model"]) == (200, "ok", "stand-in")
+
+
+def test_a_full_replica_that_has_told_nothing_yet_is_no_healthy_one() -> None:
+    answer = get(failing(PainterBusy("the queue is full")), {}, "/health")
+    assert (answer.status_code, answer.json()["status"]) == (503, "loading")

@@ -428,6 +428,9 @@ def test_openapi_describes_request_and_answer() -> None:
     assert set(health) == {"200", "503"}
     told = health["200"]["content"]["application/json"]["schema"]["properties"]
     assert {"status", "queue_depth", "images_served", "model", "waiting", "replica"} <= set(told)
+    assert told["batch_limits"]["additionalProperties"] == {"type": "integer"}
+    unwell = health["503"]["content"]["application/json"]["schema"]["properties"]
+    assert (told["status"]["enum"], unwell["status"]["enum"]) == (["ok", "busy"], ["failed", "loading"])
 
 
 FIELDS_IN_ORDER = ["prompt", "img_size", "seed", "steps", "guidance", "negative_prompt", "format"]

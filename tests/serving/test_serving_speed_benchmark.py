@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,34 @@ def test_a_turn_s_figures(bench: Any) -> None:
         "errors": 2,
     }
     assert bench.Tally().document()["images_per_s"] == 0.0
+    assert bench.Tally().document()["device_percent"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("told", "percent"),
+    [
+        (["40", "[N/A]", "60"], 50.0),
+        (["[N/A]", "[Not Supported]", ""], None),
+    ],
+)
+def test_what_nvidia_smi_does_not_know_counts_for_nothing(
+    bench: Any, told: list[str], percent: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, asked = list(told), threading.Event()
+
+    def run(_query: list[str], **_more: Any) -> SimpleNamespace:
+        answer = left.pop(0)
+        if not left:
+            asked.set()
+        return SimpleNamespace(returncode=0, stdout=f"{answer}\n")
+
+    monkeypatch.setattr("serving_load.subprocess.run", run)
+    load = bench.Load("cuda")
+    # Time passes at once, and nobody is asked more than there is to tell.
+    load._over = SimpleNamespace(wait=lambda _seconds: not left, set=lambda: None)
+    with load:
+        assert asked.wait(40)
+    assert load.percent == percent
 
 
 def tallies(bench: Any, stock: float, alone: float, ours: float, post: float) -> dict[tuple[str, int], Any]:

@@ -57,7 +57,8 @@ def check_specs(asset: str) -> list[dg.AssetCheckSpec]:
         DISTINCT: "No two images with different seeds look the same (difference hash and colours; of more "
         f"than {MOST_COMPARED:,} images, so many at even distances). A warning.",
         SAME_SEED: "One image asked for again, with its seed, is the same within "
-        f"{TOLERANCE} of 255 in every pixel.",
+        f"{TOLERANCE} of 255 in every pixel. A warning where the endpoint does not promise that: it does in "
+        "float32 on the CPU.",
         PACE: "Images/s are not below batch.min_pace_share of the median of the last "
         f"{EARLIER_BATCHES} batches by the same model. A warning.",
     }
@@ -111,18 +112,28 @@ def stored_checks(store: BatchStore, images: int, finished_of_these: int) -> lis
 
 
 def same_seed_check(again: Again) -> dg.AssetCheckResult:
-    """`same_seed`; what could not be compared passes with the reason, or warns when it should have been."""
+    """`same_seed`; what could not be compared passes with the reason, or warns when it should have been.
+
+    Another image is an error only where the endpoint promises the same one.
+    """
     metadata: dict[str, Any] = {"id": again.id or "none", "tolerance": TOLERANCE}
+    description = again.reason
     if again.difference is not None:
         metadata["difference"] = again.difference
+    if again.same is False:
+        promised = f"nothing: {again.no_promise}" if again.no_promise else f"at most {TOLERANCE}"
+        description = f"It differs by {again.difference} of 255; the endpoint promises {promised}."
+    if again.no_promise:
+        metadata["not_promised"] = again.no_promise
     if again.reason:
         metadata["not_compared"] = again.reason
+    broken = again.same is False and not again.no_promise
     asked = bool(again.id)
     return dg.AssetCheckResult(
         check_name=SAME_SEED,
         passed=again.same if again.same is not None else not asked,
-        severity=dg.AssetCheckSeverity.ERROR if again.same is False else dg.AssetCheckSeverity.WARN,
-        description=again.reason or None,
+        severity=dg.AssetCheckSeverity.ERROR if broken else dg.AssetCheckSeverity.WARN,
+        description=description or None,
         metadata=metadata,
     )
 

@@ -23,7 +23,6 @@ from raynest_pipeline.serving.options import UNTRAINED, ServingOptions, resolve_
 from raynest_pipeline.serving.painter import finish
 from raynest_pipeline.serving.sources import (
     DEFAULT_GUIDANCE,
-    DEFAULT_STEPS,
     Located,
     ModelUnavailable,
     choose_device,
@@ -32,6 +31,7 @@ from raynest_pipeline.serving.sources import (
     load_model,
     locate,
     read_recommendation,
+    steps_by_default,
 )
 from raynest_pipeline.serving.speed import SpeedUnavailable, revision_of
 
@@ -62,7 +62,7 @@ class GpuPainter:
             yield from self._make(unpacked(chunk))
 
     def _make(self, rows: list[Row]) -> Iterator[Any]:
-        size = self._engine.batch_limit
+        size = self._engine.max_batch_size
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         # All parts are queued at once: while one is encoded and stored, the device paints the next.
         started = time.monotonic()
@@ -165,7 +165,7 @@ def _described(found: Located, options: ServingOptions) -> dict[str, Any]:
     return {
         "model": recommended.get("name", found.name),
         "revision": revision_of(recommended.get("revision", found.revision), options),
-        "native_size": native,
-        "default_steps": options.default_steps or int(recommended.get("steps", DEFAULT_STEPS)),
+        "native_size": min(native, options.max_img_size),
+        "default_steps": steps_by_default(recommended, options),
         "default_guidance": first_given(*guidance),
     }

@@ -115,7 +115,10 @@ def _serve(plan: Plan) -> Painters:
         ) from None
     # By name: the replica may run another release of our code, with more or fewer facts.
     facts = {name: getattr(told, name) for name in FACTS}
-    replicas = max(1, sum(painter.replica_states.values()))
+    # With autoscaling for as many as there may be: those that are there give the rest back, to be asked
+    # again, and the queue that builds up is what makes Serve add the others.
+    most = int(plan.serving.get("max_replicas") or 1) if plan.limits else 1
+    replicas = max(most, sum(painter.replica_states.values()))
     callers = math.ceil(replicas / REPLICAS_PER_CALLER)
     chunk = math.ceil(replicas / callers) * int(facts["max_batch_size"])
     remote = {"num_cpus": CALLER_CPUS}
@@ -129,7 +132,8 @@ def _actors(plan: Plan) -> Painters:
     if there < needed:
         raise NotReadyError(
             f"{plan.actors} actors (batch.ray_mode: actors) need {needed:g} GPUs, the cluster has {there:g}.",
-            fix="Lower batch.ray_actors or batch.ray_gpus, or add workers (ray_service.replicas).",
+            fix="Lower batch.ray_actors or batch.ray_gpus, or add workers (ray_service.replicas; with "
+            "ray_service.max_replicas idle ones have been taken away).",
         )
     remote = {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
     # max_calls: the process ends with the task, and with it its hold on the GPU's memory.

@@ -10,7 +10,7 @@ from raynest_pipeline.kube.errors import KubeError
 from raynest_pipeline.kube.kinds import mapping, moment, name_of, namespace_of, text
 from raynest_pipeline.kube.rayservice.evidence import Evidence, cluster_pods, gather
 from raynest_pipeline.kube.rayservice.known import APPLICATION, CREATING, PULLING, match
-from raynest_pipeline.kube.rayservice.pods import PodTrouble, pull_progress, summary, trouble
+from raynest_pipeline.kube.rayservice.pods import PodTrouble, dispensable, pull_progress, summary, trouble
 from raynest_pipeline.kube.rayservice.status import FAILED_REASONS, AppStatus, conditions_of, judge
 from raynest_pipeline.kube.rayservice.wording import last_line, tail
 
@@ -120,7 +120,9 @@ def _head_pod(evidence: Evidence, cluster: Mapping[str, Any]) -> bool:
 
 
 def _by_pods(evidence: Evidence, now: datetime) -> Diagnosis | None:
-    problems = (trouble(pod, now=now, events=evidence.pod_events) for pod in evidence.pods)
+    spare = dispensable(evidence.pods, evidence.clusters)
+    needed = (pod for pod in evidence.pods if name_of(pod) not in spare)
+    problems = (trouble(pod, now=now, events=evidence.pod_events) for pod in needed)
     found = [problem for problem in problems if problem is not None]
     if not found:
         return None

@@ -46,6 +46,29 @@ def trouble(
     return _evicted(pod, status) or _unschedulable(pod, status, now) or _containers(pod, status, failed)
 
 
+def dispensable(pods: Sequence[Mapping[str, Any]], clusters: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Names of the pods whose trouble keeps nothing from being served: those that are being deleted, and the
+    pending workers of a RayCluster that scales itself and has as many running as it needs at the least.
+
+    Ray's autoscaler leaves a pod that no node takes where it is, also when the load is gone.
+    """
+    spare = {name_of(pod) for pod in pods if mapping(pod.get("metadata")).get("deletionTimestamp")}
+    for cluster in clusters:
+        spec = mapping(cluster.get("spec"))
+        for group in mappings(spec.get("workerGroupSpecs")) if spec.get("enableInTreeAutoscaling") else ():
+            wanted = (name_of(cluster), text(group.get("groupName")))
+            members = [pod for pod in pods if _group_of(pod) == wanted and name_of(pod) not in spare]
+            phases = {name_of(pod): text(mapping(pod.get("status")).get("phase")) for pod in members}
+            if sum(phase == "Running" for phase in phases.values()) >= int(group.get("minReplicas") or 0):
+                spare |= {name for name, phase in phases.items() if phase == "Pending"}
+    return spare
+
+
+def _group_of(pod: Mapping[str, Any]) -> tuple[str, str]:
+    labels = mapping(mapping(pod.get("metadata")).get("labels"))
+    return text(labels.get("ray.io/cluster")), text(labels.get("ray.io/group"))
+
+
 def summary(pod: Mapping[str, Any]) -> str:
     """One line: name, node, phase, and what each container does."""
     status = mapping(pod.get("status"))

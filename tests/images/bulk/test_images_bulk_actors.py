@@ -94,7 +94,15 @@ def test_options_that_do_not_go_together_are_told(plan: Plan) -> None:
     "recommended",
     [None, {"steps": 12, "guidance": 0.0}, {"name": "own", "revision": "r7", "steps": "30"}],
 )
-@pytest.mark.parametrize("own", [{}, {"default_steps": 3, "default_guidance": 2.5}, {"scheduler": "euler"}])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"default_steps": 3, "default_guidance": 2.5},
+        {"scheduler": "euler"},
+        {"max_steps": 10, "max_img_size": 32},
+    ],
+)
 def test_facts_are_those_of_the_loaded_model(
     plan: Plan, folder: Path, recommended: dict[str, Any] | None, own: dict[str, Any]
 ) -> None:

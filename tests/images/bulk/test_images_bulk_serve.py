@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
@@ -12,8 +13,9 @@ from ray.serve.exceptions import BackPressureError
 
 from raynest_pipeline.errors import RaynestError, StorageError
 from raynest_pipeline.images.bulk import by_serve
-from raynest_pipeline.images.bulk.by_serve import ServeCaller
+from raynest_pipeline.images.bulk.by_serve import PAINTER, ServeCaller
 from raynest_pipeline.images.bulk.keeper import FATAL
+from raynest_pipeline.images.bulk.painters import painters_for
 from raynest_pipeline.images.bulk.plan import Plan, error_of
 from raynest_pipeline.images.bulk.todo import Row, packed, unpacked
 from raynest_pipeline.serving.contract import (
@@ -254,3 +256,31 @@ def test_an_error_of_the_whole_batch_comes_back_as_such(tmp_path: Path, painter:
     error = error_of(answers[FATAL])
     assert isinstance(error, RaynestError)
     assert "model changed during the batch" in error.what
+
+
+@pytest.mark.parametrize(
+    ("serving", "limits", "images"),
+    [
+        ({"replicas": 1}, True, 4),
+        ({"min_replicas": 1, "max_replicas": 5}, True, 20),
+        ({"min_replicas": 1, "max_replicas": 2}, True, 12),
+        # With a manifest of one's own the settings say nothing about the replicas.
+        ({"max_replicas": 5}, False, 12),
+    ],
+)
+def test_enough_is_asked_at_once_for_as_many_replicas_as_there_may_be(
+    serving: dict[str, Any], limits: bool, images: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = 1 if "replicas" in serving else 3
+    plan = Plan("b1", str(tmp_path), "0" * 64, mode="serve", serving=serving, limits=limits)
+    told = {"model": "m", "revision": "r", "native_size": 32, "default_steps": 2, "default_guidance": 7.5}
+    facts = SimpleNamespace(**told, max_batch_size=4)
+    answer = SimpleNamespace(result=lambda timeout_s: facts)
+    handle = SimpleNamespace(facts=SimpleNamespace(remote=lambda: answer))
+    deployment = SimpleNamespace(replica_states={"RUNNING": there})
+    application = SimpleNamespace(deployments={PAINTER: deployment})
+    monkeypatch.setattr(
+        serve, "status", lambda: SimpleNamespace(applications={plan.application: application})
+    )
+    monkeypatch.setattr(serve, "get_deployment_handle", lambda name, app: handle)
+    assert painters_for(plan).chunk == images
