@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("build/tinymodel"),
+        default=Path("training/tinymodel"),
         help="folder for checkpoints and the finished model",
     )
     parser.add_argument("--seed", type=int, default=0)
