@@ -64,8 +64,9 @@ class RayServiceSettings(Section):
         None,
         ge=1,
         description="Most model replicas. Set, it turns autoscaling on: Serve adds and removes replicas by "
-        "load, and Ray's autoscaler the workers for them. No node is bought: `alibaba.worker_count` must be "
-        "enough for all. Unset: always `replicas`.",
+        "load, and Ray's autoscaler the workers for them. raynest buys no node for them: "
+        "`alibaba.worker_count` must be enough for all. A node autoscaler of the cluster's own may buy some. "
+        "Unset: always `replicas`.",
     )
     head_cpus: float = Field(2, gt=0, description="CPUs of the head pod.")
     head_memory: str = Field("8Gi", description="Memory of the head pod.")

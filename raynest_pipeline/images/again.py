@@ -6,7 +6,6 @@ from typing import Any
 
 from raynest_pipeline.errors import RaynestError, RemoteError
 from raynest_pipeline.images.client import DESCRIBE_SECONDS, Client, imagine
-from raynest_pipeline.images.failures import from_status
 from raynest_pipeline.images.lookalikes import difference
 from raynest_pipeline.images.prompts import Prompt
 from raynest_pipeline.images.record import Record
@@ -109,14 +108,5 @@ def no_promise(target: HttpTarget, settings: Batch, deadline: Deadline) -> str:
 
 
 async def _health(target: HttpTarget) -> Mapping[str, Any]:
-    """What /health says; nothing when that is not a JSON object. Raises RemoteError."""
     async with Client(target, connections=1, timeout=DESCRIBE_SECONDS) as client:
-        url = client.where("/health")
-        async with client.opened(url, accept="application/json", seconds=DESCRIBE_SECONDS) as response:
-            if response.status != 200:
-                raise from_status(response.status, response.headers, await response.read(), url)
-            try:
-                answer = await response.json(content_type=None)
-            except ValueError:
-                return {}
-    return answer if isinstance(answer, dict) else {}
+        return await client.health()

@@ -130,7 +130,7 @@ class Client:
             return Offer()
         health: Mapping[str, Any] = {}
         if isinstance(openapi.get("paths"), dict) and "/health" in openapi["paths"]:
-            health = await self._json("/health") or {}
+            health = await self.health()
             if health.get("status") == "busy" and not health.get("model"):
                 # The model is part of every image's key, so there is no going on without it.
                 raise RemoteError(
@@ -145,6 +145,14 @@ class Client:
                 fix="Check endpoint.url, or deploy the image application there.",
             )
         return offer
+
+    async def health(self) -> Mapping[str, Any]:
+        """What our application's /health says; nothing when that is not a JSON object.
+
+        Raises:
+            RemoteError: No answer, none with status 200, or none of this path (404).
+        """
+        return await self._json("/health") or {}
 
     async def image(self, request: ImageRequest) -> Image:
         """Ask for one image, once, and check it.

@@ -1,6 +1,6 @@
 """Train the small model from nothing: `python -m raynest_pipeline.serving.tinymodel.train --out DIR`.
 
-Makes its own data, runs its three stages in order, skips those already done, and resumes the last one from
+Makes its own data, runs its four stages in order, skips those already done, and resumes the last one from
 its checkpoint. DIR/pipeline is at any time the newest complete model, in the Stable Diffusion format.
 """
 
@@ -128,7 +128,7 @@ def data_stage(out: Path, vae: Any, tokenizer: Any, options: argparse.Namespace)
     made_with = {name: getattr(options, name) for name in ("images", "seed", "vocabulary")}
     if path.is_file():
         data: dict[str, Any] = torch.load(path, weights_only=True)
-        if data["made_with"] == made_with:
+        if data.get("made_with") == made_with:
             return data
     words = VOCABULARIES[options.vocabulary]
     data = encode_dataset(vae, tokenizer, options.images, options.seed, words)

@@ -100,7 +100,7 @@ def train_tolerance(encoder: Any, tokenizer: Any, steps: int, seed: int, batch: 
     clock = Clock(steps)
     error = 0.0
 
-    @functools.cache
+    @functools.lru_cache(maxsize=4096)
     def ids_of(word: str) -> list[int]:
         found: list[int] = tokenizer(word, add_special_tokens=False).input_ids
         return found

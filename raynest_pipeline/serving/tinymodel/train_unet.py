@@ -1,4 +1,4 @@
-"""Stage 3: the denoiser. Checkpoints itself and resumes; keeps an exponential moving average, which is what
+"""Stage 4: the denoiser. Checkpoints itself and resumes; keeps an exponential moving average, which is what
 is exported.
 """
 

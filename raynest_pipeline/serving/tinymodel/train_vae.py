@@ -1,4 +1,4 @@
-"""Stage 2: the autoencoder, and the latents of the whole data set, computed once."""
+"""Stage 3: the autoencoder, and the latents of the whole data set, computed once."""
 
 from __future__ import annotations
 
