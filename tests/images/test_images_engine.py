@@ -316,7 +316,9 @@ def test_an_endpoint_that_never_makes_an_image_ends_the_batch(bench: Bench, kit:
     with pytest.raises(UnreachableError, match="answers, but makes no image") as caught:
         bench.run(kit.prompts(500), Batch(concurrency=2, attempts=1))
     assert "no CUDA device" in str(caught.value)
-    assert sum(bench.endpoint.requests.values()) < 20
+    # Ten that failed, two in work; one that failed beside another is asked for once more, alone.
+    assert len(bench.endpoint.requests) <= 12
+    assert max(bench.endpoint.requests.values()) <= 2
 
 
 def test_bad_prompts_alone_never_end_a_batch_early(bench: Bench, kit: Any) -> None:

@@ -75,7 +75,7 @@ def judge(scene: Scene, prompt: str, seed: int, pixels: NDArray[np.uint8]) -> Ve
     lines["position"] = complete and apart(scene.relation, ordered)
     first, second = (("small", "medium", "large").index(thing.size) for thing in scene.things)
     if first != second:
-        lines["size order"] = complete and (ordered[0].area > ordered[1].area) == (first > second)
+        lines["size order"] = complete and (ordered[0].extent > ordered[1].extent) == (first > second)
     return Verdict(scene, prompt, seed, lines)
 
 

@@ -19,6 +19,8 @@ GRID = 48
 """Masks are compared on a grid of this edge."""
 MIN_AREA = 30
 """Smaller specks (in pixels) are not objects."""
+TIP_AREA = 6
+"""A region of an eroded mask that has so few pixels may be the tip of a larger one."""
 OFF_CENTER = 0.1
 """From this share of the edge on, an object is left, right, top or bottom of the center."""
 
@@ -55,7 +57,7 @@ def look(pixels: NDArray[np.uint8]) -> Sight:
     distinct = np.linalg.norm(image - background, axis=-1) > 55
     found = [
         describe(image, mask, background)
-        for region in components(erode(distinct))
+        for region in bodies(erode(distinct), distinct)
         for mask in split_by_color(image, regrow(region, distinct))
         if mask.sum() >= MIN_AREA
     ]
@@ -169,6 +171,17 @@ def components(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
         left &= ~region
         regions.append(region)
     return regions
+
+
+def bodies(eroded: NDArray[np.bool_], distinct: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The connected regions of the eroded mask, without the tips of others: a star's arm, a little noisy,
+    comes off its body by the erosion, and grows back into it.
+    """
+    regions = components(eroded)
+    large = [region for region in regions if region.sum() > TIP_AREA]
+    grown = [regrow(region, distinct) for region in large]
+    tips = [region for region in regions if region.sum() <= TIP_AREA]
+    return large + [tip for tip in tips if not any((dilate(tip) & body).any() for body in grown)]
 
 
 def regrow(region: NDArray[np.bool_], within: NDArray[np.bool_], pixels: int = 5) -> NDArray[np.bool_]:
