@@ -253,7 +253,7 @@ class RayServiceLink:
                 cause = error.why or error.what
                 on_step(Step(self.name, cause))
                 continue
-            applied.saw(event.object, pending=seen.state is State.PENDING)
+            applied.saw(event.object, seen.state, clock.monotonic())
             if seen.ready and (seen.facts["confirmed"] or applied.believes_ready(clock.monotonic())):
                 if number == 0 and not applied.anything:
                     on_step(Step(self.name, REUSED))

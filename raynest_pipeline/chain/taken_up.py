@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from raynest_pipeline.chain.link import State
 from raynest_pipeline.errors import RemoteError
 from raynest_pipeline.kube.client import SECRET, KubeClient
 from raynest_pipeline.kube.kinds import mapping, namespace_of, text
@@ -21,6 +22,9 @@ from raynest_pipeline.kube.rayservice.wording import last_line
 STALE_SECONDS = 45.0
 """What is seen this soon after a change may be of before: the operator looks every 2 s and Serve takes
 6 to 9 s to rebuild an application (kuberay-and-serve facts 2.5)."""
+GRACE_SECONDS = 60.0
+"""What serves badly is given so long to come back: between two states of a rebuild there may be no endpoint
+for a moment, and a proxy that answers 503 (kuberay-and-serve facts 2.7)."""
 _TOKEN_KEY = "auth_token"
 _FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
@@ -87,13 +91,20 @@ class Applied:
         self._restless = before is None
         self._believe_at = now + STALE_SECONDS
         self._failure_at = self._believe_at
+        self._final = False
+        self._broken_since: float | None = None
 
-    def saw(self, ray_service: Mapping[str, Any], *, pending: bool) -> None:
-        """Take note of a sighting."""
+    def saw(self, ray_service: Mapping[str, Any], state: State, now: float) -> None:
+        """Take note of a sighting: the RayService, what was judged of it, and when (monotonic clock)."""
         seen = status.parse(ray_service)
+        self._final = status.judge(seen).state is status.ReadyState.FAILED
+        if state is not State.BROKEN:
+            self._broken_since = None
+        elif self._broken_since is None:
+            self._broken_since = now
         restless = any(not app.serving for app in seen.active.apps) or bool(seen.pending.name)
         self._restless = self._restless or restless or seen.active.name != self._cluster
-        if pending:
+        if state is State.PENDING:
             # It has moved on: a failure from now on is one of the new configuration.
             self._failure_at = 0.0
 
@@ -102,8 +113,11 @@ class Applied:
         return self._restless or now >= self._believe_at
 
     def believes_failure(self, now: float) -> bool:
-        """Whether a failure is the new configuration's."""
-        return now >= self._failure_at
+        """Whether what is broken is the new configuration's failure and stays: a failed application does at
+        once, anything else when it has lasted.
+        """
+        lasted = self._broken_since is not None and now - self._broken_since >= GRACE_SECONDS
+        return now >= self._failure_at and (self._final or lasted)
 
 
 def nothing_applied() -> Applied:

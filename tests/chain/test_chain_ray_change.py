@@ -19,7 +19,7 @@ from chain_kube import (
 from chain_world import World
 
 from raynest_pipeline.chain import taken_up
-from raynest_pipeline.chain.link import Step
+from raynest_pipeline.chain.link import State, Step
 from raynest_pipeline.chain.ray_service import RayServiceLink
 from raynest_pipeline.errors import NotReadyError, RemoteError, Verdict
 from raynest_pipeline.kube.rayservice.serve_config import MANIFEST_VARIABLE, marks_of, nonce_of
@@ -114,10 +114,10 @@ class TestStaleReady:
     def test_another_active_cluster_is_a_move(self) -> None:
         before = {"status": served()}
         applied = taken_up.Applied(before, 0.0)
-        applied.saw(before, pending=False)
+        applied.saw(before, State.READY, 0.5)
         assert not applied.believes_ready(1.0)
         after = {"status": {**served(), "activeServiceStatus": {"rayClusterName": "sd-fghij"}}}
-        applied.saw(after, pending=False)
+        applied.saw(after, State.READY, 0.5)
         assert applied.believes_ready(1.0)
 
     def test_an_old_nonce_does_not_confirm_a_users_changed_manifest(

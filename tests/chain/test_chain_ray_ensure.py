@@ -19,6 +19,7 @@ from chain_world import World
 
 from raynest_pipeline.chain.link import Step
 from raynest_pipeline.chain.ray_service import HASH_ANNOTATION, RayServiceLink
+from raynest_pipeline.chain.taken_up import GRACE_SECONDS
 from raynest_pipeline.errors import NotReadyError, RaynestError, Verdict
 from raynest_pipeline.kube.rayservice.serve_config import nonce_of
 from raynest_pipeline.settings import RayServiceSettings
@@ -207,6 +208,41 @@ class TestWaiting:
         with pytest.raises(NotReadyError):
             deployed.ensure(Deadline.after(600, world.clock))
         assert world.clock.seconds < 20
+
+    @pytest.mark.parametrize("app", ["DEPLOYING", "RUNNING", "UNHEALTHY"])
+    def test_a_moment_without_endpoints_amid_a_rebuild_is_no_failure(
+        self, deployed: RayServiceLink, kube: FakeKube, world: World, app: str
+    ) -> None:
+        become(kube, status_of("DEPLOY_FAILED", message="old"))
+        empty = status_of(app, reason="ZeroServeEndpoints")
+        kube.script = [status_of("DEPLOYING"), *[empty] * 10, status_of("DEPLOYING"), *[empty] * 10, served()]
+        assert deployed.ensure(Deadline.after(600, world.clock)).ready
+        assert [obj["kind"] for obj in kube.applied] == ["ConfigMap", "RayService"]
+
+    @pytest.mark.parametrize(
+        "status",
+        [
+            status_of("RUNNING", reason="ZeroServeEndpoints"),
+            status_of("UNHEALTHY", ready="True", reason="NonZeroServeEndpoints"),
+        ],
+    )
+    def test_what_serves_badly_for_long_is_a_failure(
+        self, deployed: RayServiceLink, kube: FakeKube, world: World, status: dict[str, Any]
+    ) -> None:
+        become(kube, status)
+        kube.script = [status_of("DEPLOYING"), *[status] * 300]
+        with pytest.raises(NotReadyError, match="is not ready"):
+            deployed.ensure(Deadline.after(600, world.clock))
+        assert GRACE_SECONDS <= world.clock.seconds < GRACE_SECONDS + 10
+
+    def test_a_rebuild_that_is_under_way_is_waited_for_and_not_begun_anew(
+        self, deployed: RayServiceLink, kube: FakeKube, deadline: Deadline
+    ) -> None:
+        become(kube, status_of("DEPLOYING", reason="ZeroServeEndpoints"))
+        kube.applied.clear()
+        kube.script = [status_of("DEPLOYING", reason="ZeroServeEndpoints")] * 2 + [served()]
+        assert deployed.ensure(deadline).ready
+        assert kube.applied == []
 
     def test_a_timeout_says_how_long_and_why(
         self, link: RayServiceLink, kube: FakeKube, world: World

@@ -158,6 +158,16 @@ EXAMPLES: dict[str, tuple[dict[str, Any], ReadyState, str]] = {
         ReadyState.DEGRADED,
         "ZeroServeEndpoints",
     ),
+    "no endpoints while it is rebuilt": (
+        service(
+            running(
+                conditions=[{**READY, "status": "False", "reason": "ZeroServeEndpoints"}],
+                activeServiceStatus=half(apps=app("DEPLOYING", "")),
+            )
+        ),
+        ReadyState.PENDING,
+        "application sd: DEPLOYING",
+    ),
     "no endpoints, a successor is on its way": (
         service(
             {

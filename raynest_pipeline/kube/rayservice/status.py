@@ -17,6 +17,7 @@ FAILED_REASONS = frozenset({"InitializingTimeout", "ValidationFailed"})
 """Reasons of Ready=False that no waiting changes."""
 SUSPENDED_REASONS = frozenset({"SuspendInProgress", "SuspendComplete"})
 
+_STARTING = frozenset({"NOT_STARTED", "DEPLOYING"})
 _SETTLED = frozenset({"HEALTHY", "UPSCALING", "DOWNSCALING"})
 """Deployment statuses that serve: with one GPU and max_replicas 2 it is UPSCALING for ever."""
 
@@ -253,6 +254,9 @@ def _not_serving(status: RayServiceStatus, ready: Condition | None) -> Readiness
     if ready.status == "True":
         return None
     if ready.reason == "ZeroServeEndpoints":
+        if any(app.status in _STARTING for app in status.active.apps):
+            # It is being rebuilt: to rebuild it once more would only begin anew.
+            return Readiness(ReadyState.PENDING, _progress(status))
         return Readiness(ReadyState.DEGRADED, "it was ready, but no pod serves any more (ZeroServeEndpoints)")
     return Readiness(ReadyState.PENDING, _progress(status) or ready.message or ready.reason or "not ready")
 
