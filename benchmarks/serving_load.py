@@ -23,6 +23,8 @@ class Tally:
     errors: int = 0
     wall_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
+    turns: list[float] = field(default_factory=list)
+    """Good images per second of each turn."""
     load: list[float] = field(default_factory=list)
     """Utilisation of the device during each turn, in per cent, as far as it is known."""
     busy_s: float = 0.0
@@ -119,12 +121,15 @@ async def turn(base: str, way: str, concurrency: int, count: int, size: int, tal
             tally.errors += wanted - good
 
         before, started = await busy(session, base, way), time.perf_counter()
+        had = tally.images
         if way == POST:
             for _ in range(max(1, count // concurrency)):
                 await post(concurrency)
         else:
             await asyncio.gather(*(get() for _ in range(concurrency)))
-        tally.wall_s += time.perf_counter() - started
+        took = time.perf_counter() - started
+        tally.wall_s += took
+        tally.turns.append((tally.images - had) / took)
         tally.busy_s += await busy(session, base, way) - before
 
 

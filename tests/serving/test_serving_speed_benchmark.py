@@ -83,6 +83,25 @@ def test_the_verdict_compares_with_the_better_stock_and_the_best_batch(bench: An
     assert (verdict["of_bare"], verdict["of_bare_wanted"]) == (0.95, 0.95)
     assert bench.judge(bare, tallies(bench, 1.0, 2.0, 6.4, 7.6), "cuda")["ratio_wanted"] == 2.5
     assert bench.judge(bare, tallies(bench, 0.0, 0.0, 6.4, 7.6), "cpu")["ratio"] == 0.0
+    alone = bench.judge(bare, {(bench.POST, 64): bench.Tally(images=76, wall_s=10.0)}, "cpu")
+    assert alone["of_bare"] == 0.95 and "ratio" not in alone, "nothing of the stock application was measured"
+
+
+def test_a_share_comes_with_what_chance_makes_of_it(bench: Any) -> None:
+    bare = SimpleNamespace(images_per_s={16: [7.0, 9.0]})
+    ours = bench.Tally(images=160, wall_s=20.0, turns=[8.0, 8.0])
+    verdict = bench.judge(bare, {(bench.OURS, 64): ours}, "cpu")
+    # The bare pipeline's mean is 8, and the standard error of two turns, one off it either way, is 1.
+    assert (verdict["of_bare"], verdict["of_bare_error"]) == (1.0, 0.125)
+    assert "100.0% of the bare pipeline's best, with a standard error of 12.5%" in bench.verdict(verdict)
+    assert bench.spread([5.0]) == 0.0
+
+
+def test_the_ways_are_those_that_can_be_judged(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.parse(["--ways", "post"]).ways == ["post"]
+    with pytest.raises(SystemExit):
+        bench.parse(["--ways", "stock"])
+    assert "ours or post" in capsys.readouterr().err
 
 
 def test_the_ceiling_is_measured_warm_as_the_endpoint_is(
