@@ -215,9 +215,11 @@ class TestWaiting:
     ) -> None:
         become(kube, status_of("DEPLOY_FAILED", message="old"))
         empty = status_of(app, reason="ZeroServeEndpoints")
-        kube.script = [status_of("DEPLOYING"), *[empty] * 10, status_of("DEPLOYING"), *[empty] * 10, served()]
+        spell = [status_of("DEPLOYING"), *[empty] * 20]
+        kube.script = [*spell, *spell, served()]
         assert deployed.ensure(Deadline.after(600, world.clock)).ready
         assert [obj["kind"] for obj in kube.applied] == ["ConfigMap", "RayService"]
+        assert world.clock.seconds > GRACE_SECONDS, "each spell is shorter, both together are not"
 
     @pytest.mark.parametrize(
         "status",
